@@ -25,6 +25,13 @@ class Event(Struct, frozen=True, tag_field="event"):
     ALIAS: ClassVar[str | None] = None
 
 
+class Unreadable(Event, frozen=True, tag="unreadable"):
+    """Stands in for an event that this program cannot read; whoever applies events parks it with its stream."""
+
+    stored_topic: str
+    reason: str
+
+
 def topic(event: Event | type[Event]) -> str:
     """The one name of an event or of its class, such as `jobs.completed`."""
     return str(event.__struct_config__.tag)
@@ -94,8 +101,7 @@ class Recorded(Struct, frozen=True):
 
 S = TypeVar("S")
 E = TypeVar("E", bound=Event)
-C = TypeVar("C", bound=Command)
-E_contra = TypeVar("E_contra", bound=Event, contravariant=True)
+C = TypeVar("C", bound=Command, contravariant=True)
 
 
 class Context(Protocol[S, E, C]):

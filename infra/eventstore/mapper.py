@@ -1,0 +1,194 @@
+"""Between events and what the log stores: msgspec JSON, a closed registry of topics, sealed personal fields."""
+
+from __future__ import annotations
+
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import blake3
+import msgspec
+from eventsourcing.persistence import JSONTranscoder, MapperDeserialisationError, Notification, StoredEvent
+from eventsourcing.persistence import Mapper as LibraryMapper
+
+from domain import messages
+from infra import secrets
+from infra.secrets import Keyring
+
+#: Brings the fields of an older schema version up by one.
+Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
+
+ERASED = "erased"
+_encoder = msgspec.json.Encoder()
+_metadata = msgspec.json.Decoder(messages.Metadata)
+
+
+@dataclass(frozen=True)
+class LogEvent(StoredEvent):
+    """A stored event with the rest of its row; `originator_id` is the stream."""
+
+    tenant: str
+    schema_version: int
+    event_id: UUID
+    metadata: str
+    hash: bytes
+
+
+@dataclass(frozen=True)
+class LogNotification(Notification):
+    """A stored event at its position in the log."""
+
+    tenant: str
+    schema_version: int
+    event_id: UUID
+    metadata: str
+    hash: bytes
+    recorded_at: datetime
+
+
+@dataclass(frozen=True)
+class Draft:
+    """An event on its way into the log."""
+
+    tenant: str
+    stream: str
+    version: int
+    event_id: UUID
+    event: messages.Event
+    metadata: messages.Metadata
+
+
+def content_hash(
+    tenant: str, stream: str, version: int, topic: str, schema_version: int, event_id: UUID, metadata: str, state: bytes
+) -> bytes:
+    """BLAKE3 over the header and the ciphertext of a stored event, each part prefixed by its length."""
+    parts = [part.encode() for part in (tenant, stream, str(version), topic, str(schema_version))]
+    parts += [event_id.bytes, metadata.encode(), state]
+    return blake3.blake3(b"".join(len(part).to_bytes(4, "big") + part for part in parts)).digest()
+
+
+class Mapper(LibraryMapper[str]):
+    """The library's mapper with named topics instead of import paths: what is not in `registry` is never imported."""
+
+    def __init__(
+        self,
+        registry: Mapping[str, type[messages.Event]],
+        upcasters: Mapping[tuple[str, int], Upcaster] | None = None,
+        keyring: Keyring | None = None,
+    ) -> None:
+        super().__init__(JSONTranscoder())
+        self._registry = registry
+        self._decoders = {topic: msgspec.json.Decoder(kind) for topic, kind in registry.items() if not kind.PERSONAL}
+        self._upcasters = upcasters or {}
+        self.keyring = keyring
+
+    def to_stored_event(self, domain_event: Any) -> LogEvent:
+        """Stores a Draft. A personal field is sealed under the key of `metadata.subject`, which must be loaded."""
+        draft: Draft = domain_event
+        event, topic = draft.event, messages.topic(draft.event)
+        if self._registry.get(topic) is not type(event):
+            raise LookupError(f"{topic} is not in the registry of events")
+        state = self._seal(draft) if event.PERSONAL else _encoder.encode(event)
+        metadata = _encoder.encode(draft.metadata).decode()
+        header = (draft.tenant, draft.stream, draft.version, topic, event.SCHEMA, draft.event_id, metadata)
+        return LogEvent(
+            originator_id=draft.stream,
+            originator_version=draft.version,
+            topic=topic,
+            state=state,
+            tenant=draft.tenant,
+            schema_version=event.SCHEMA,
+            event_id=draft.event_id,
+            metadata=metadata,
+            hash=content_hash(*header, state),
+        )
+
+    def to_domain_event(self, stored_event: StoredEvent) -> Any:
+        """Reads a LogNotification into messages.Recorded. Raises MapperDeserialisationError."""
+        assert isinstance(stored_event, LogNotification)
+        note = stored_event
+        try:
+            metadata = _metadata.decode(note.metadata)
+            event = self._decode(note, metadata)
+        except (msgspec.MsgspecError, LookupError, ValueError, TypeError, secrets.Undecipherable) as error:
+            raise MapperDeserialisationError(f"{note.topic} v{note.schema_version}: {error}") from error
+        return messages.Recorded(
+            position=note.id,
+            tenant=note.tenant,
+            stream=str(note.originator_id),
+            version=note.originator_version,
+            event_id=note.event_id,
+            event=event,
+            metadata=metadata,
+            recorded_at=note.recorded_at,
+        )
+
+    def read(self, note: LogNotification) -> messages.Recorded:
+        """As to_domain_event, with an Unreadable event in place of an error."""
+        try:
+            recorded: messages.Recorded = self.to_domain_event(note)
+            return recorded
+        except MapperDeserialisationError as error:
+            return messages.Recorded(
+                position=note.id,
+                tenant=note.tenant,
+                stream=str(note.originator_id),
+                version=note.originator_version,
+                event_id=note.event_id,
+                event=messages.Unreadable(stored_topic=note.topic, reason=str(error)),
+                metadata=messages.Metadata(),
+                recorded_at=note.recorded_at,
+            )
+
+    def subjects(self, notes: list[LogNotification]) -> set[tuple[str, str]]:
+        """The persons whose keys are needed to read these."""
+        found = set()
+        for note in notes:
+            kind = self._registry.get(note.topic)
+            if kind is not None and kind.PERSONAL:
+                subject = _metadata.decode(note.metadata).subject
+                if subject is not None:
+                    found.add((note.tenant, subject))
+        return found
+
+    def _decode(self, note: LogNotification, metadata: messages.Metadata) -> messages.Event:
+        kind = self._registry.get(note.topic)
+        if kind is None:
+            raise LookupError("unknown topic")
+        if note.schema_version == kind.SCHEMA and not kind.PERSONAL:
+            return self._decoders[note.topic].decode(note.state)
+        if note.schema_version > kind.SCHEMA:
+            raise LookupError(f"schema version {note.schema_version} is newer than this program's {kind.SCHEMA}")
+        fields: dict[str, Any] = msgspec.json.decode(note.state)
+        for version in range(note.schema_version, kind.SCHEMA):
+            fields = self._upcasters[note.topic, version](fields)
+        self._unseal(kind, fields, note, metadata)
+        return msgspec.convert(fields, kind)
+
+    def _seal(self, draft: Draft) -> bytes:
+        subject = draft.metadata.subject
+        key = None if subject is None or self.keyring is None else self.keyring.key(draft.tenant, subject)
+        if key is None:
+            raise LookupError(f"no key to seal {messages.topic(draft.event)} with")
+        fields = msgspec.to_builtins(draft.event)
+        for name in draft.event.PERSONAL:
+            plain = _encoder.encode(fields[name])
+            fields[name] = b64encode(secrets.seal(key, plain, f"{draft.event_id}/{name}")).decode()
+        return _encoder.encode(fields)
+
+    def _unseal(
+        self, kind: type[messages.Event], fields: dict[str, Any], note: LogNotification, metadata: messages.Metadata
+    ) -> None:
+        if not kind.PERSONAL:
+            return
+        subject = metadata.subject
+        key = None if subject is None or self.keyring is None else self.keyring.key(note.tenant, subject)
+        for name in kind.PERSONAL:
+            if key is None:
+                fields[name] = ERASED
+            else:
+                plain = secrets.unseal(key, b64decode(fields[name]), f"{note.event_id}/{name}")
+                fields[name] = msgspec.json.decode(plain)

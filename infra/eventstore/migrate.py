@@ -1,0 +1,50 @@
+"""Brings the database to the present schema: numbered SQL files, once each, under one lock, their hashes kept."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import resources
+
+import asyncpg
+
+_LOCK = 7305011220
+
+
+class Drift(Exception):
+    """A migration that was applied has since been edited, or the database is newer than this program."""
+
+
+def _files() -> list[tuple[str, str]]:
+    folder = resources.files("infra.eventstore").joinpath("sql")
+    return sorted((f.name, f.read_text("utf-8")) for f in folder.iterdir() if f.name.endswith(".sql"))
+
+
+async def migrate(dsn: str) -> list[str]:
+    """Applies what is missing and answers with the names applied. Any number of starters may call it at once.
+
+    Raises Drift when an applied file differs from ours.
+    """
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute(f"select pg_advisory_lock({_LOCK})")
+        await connection.execute(
+            "create table if not exists public.undrift_migrations"
+            " (name text primary key, sha256 text not null, applied_at timestamptz not null default now())"
+        )
+        rows = await connection.fetch("select name, sha256 from public.undrift_migrations")
+        applied, done = {row["name"]: row["sha256"] for row in rows}, []
+        for name, sql in _files():
+            digest = hashlib.sha256(sql.encode()).hexdigest()
+            if name in applied:
+                if applied[name] != digest:
+                    raise Drift(f"{name} was applied with other contents; this database needs the program that made it")
+                continue
+            async with connection.transaction():
+                await connection.execute(sql)
+                await connection.execute("insert into public.undrift_migrations values ($1, $2)", name, digest)
+            done.append(name)
+        if newer := applied.keys() - {name for name, _ in _files()}:
+            raise Drift(f"the database has migrations that this program does not know: {', '.join(sorted(newer))}")
+        return done
+    finally:
+        await connection.close()

@@ -1,0 +1,232 @@
+"""What programs use of the log: typed reads, and `execute`, which decides a command and appends its events."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import uuid4
+
+from msgspec import Struct
+
+from domain import errors, messages
+from infra.db import Database
+from infra.eventstore.mapper import Draft, LogNotification, Mapper
+from infra.eventstore.recorder import (
+    Append,
+    Appended,
+    Guard,
+    GuardFailed,
+    Key,
+    KeyReused,
+    Overloaded,
+    Recorder,
+    VersionConflict,
+    Write,
+)
+from infra.eventstore.writer import Writer
+
+_TRIES = 8
+
+
+class Loaded(Struct, frozen=True):
+    """A stream folded to its state: `version` 0 and `position` 0 where there is none."""
+
+    state: Any
+    version: int = 0
+    position: int = 0
+
+
+class Wish(Struct, frozen=True):
+    """A command for one stream of a context. `fresh` says that the stream is new, so it need not be read."""
+
+    context: Any
+    id: str
+    command: messages.Command
+    fresh: bool = False
+
+
+class Done(Struct, frozen=True):
+    """A command that was carried out: its events, and the state of the first stream after them.
+
+    `position` is where its effect is complete; `replayed` when its idempotency key had done it before. Answers are
+    functions of this, so a retry gets the same bytes.
+    """
+
+    position: int
+    state: Any
+    events: Sequence[messages.Recorded]
+    replayed: bool = False
+
+
+class Store:
+    """The log with its writer: reads decode, appends encode."""
+
+    def __init__(self, database: Database, mapper: Mapper, writer: Writer) -> None:
+        self.database, self.mapper, self.writer = database, mapper, writer
+        self.recorder = Recorder(database)
+
+    async def head(self) -> int:
+        """The last position, 0 in an empty log."""
+        return await self.recorder.max_notification_id() or 0
+
+    async def read(self, after: int, limit: int, until: int | None = None) -> list[messages.Recorded]:
+        """The log after a position, in order. An event that cannot be read is an Unreadable."""
+        return await self._decode(
+            await self.recorder.select_notifications(after, limit, until, inclusive_of_start=False)
+        )
+
+    async def read_raw(self, after: int, limit: int) -> list[LogNotification]:
+        """As `read`, undecoded: what the relay copies."""
+        return await self.recorder.select_notifications(after, limit, inclusive_of_start=False)
+
+    async def stream(self, name: str, after: int = 0, until: int | None = None) -> list[messages.Recorded]:
+        """The events of a stream by version, to those at or before position `until`."""
+        notes = await self.recorder.select_events(name, gt=after)
+        return await self._decode([note for note in notes if until is None or note.id <= until])
+
+    async def _decode(self, notes: list[LogNotification]) -> list[messages.Recorded]:
+        if self.mapper.keyring is not None and (subjects := self.mapper.subjects(notes)):
+            await self.mapper.keyring.load(subjects)
+        return [self.mapper.read(note) for note in notes]
+
+    async def load(self, context: Any, stream: str, until: int | None = None) -> Loaded:
+        """Folds a stream. Raises errors.Unavailable when it holds an event this program cannot read."""
+        recorded = await self.stream(stream, until=until)
+        state = context.initial
+        for one in recorded:
+            if isinstance(one.event, messages.Unreadable):
+                raise errors.Unavailable(f"{stream} holds an event that this version cannot read")
+            state = context.evolve(state, one.event)
+        return Loaded(state, recorded[-1].version, recorded[-1].position) if recorded else Loaded(state)
+
+    async def execute(
+        self,
+        context: Any,
+        id: str,
+        command: messages.Command,
+        *,
+        tenant: str = "main",
+        metadata: messages.Metadata = messages.Metadata(),
+        key: Key | None = None,
+        guards: Sequence[Guard] = (),
+        fresh: bool = False,
+    ) -> Done:
+        """Decides one command and appends what follows. As `execute_all`, for one stream."""
+        wish = Wish(context, id, command, fresh)
+        return await self.execute_all([wish], tenant=tenant, metadata=metadata, key=key, guards=guards)
+
+    async def execute_all(
+        self,
+        wishes: Sequence[Wish],
+        *,
+        tenant: str = "main",
+        metadata: messages.Metadata = messages.Metadata(),
+        key: Key | None = None,
+        guards: Sequence[Guard] = (),
+    ) -> Done:
+        """Decides commands for several streams and appends what follows as one, again when a stream moved meanwhile.
+
+        With a key, a command that was carried out before is answered from its events. Raises whatever `decide`
+        raises, Claimed when a name is taken, errors.LeaseLost, errors.KeyReused, errors.Unavailable, errors.Conflict.
+        """
+        if key is not None and (earlier := await self._earlier(wishes, tenant, key)) is not None:
+            return earlier
+        for _ in range(_TRIES):
+            loaded = [await self._loaded(wish, tenant) for wish in wishes]
+            try:
+                return await self._append(wishes, loaded, tenant, metadata, key, guards)
+            except VersionConflict:
+                wishes = [Wish(wish.context, wish.id, wish.command) for wish in wishes]
+            except GuardFailed:
+                raise errors.LeaseLost() from None
+            except KeyReused:
+                raise errors.KeyReused() from None
+            except Overloaded:
+                raise errors.Unavailable("Too many commands are waiting; try again", retry_after=1) from None
+        raise errors.Conflict()
+
+    async def _loaded(self, wish: Wish, tenant: str) -> Loaded:
+        if wish.fresh:
+            return Loaded(wish.context.initial)
+        return await self.load(wish.context, messages.stream(wish.context.STREAM, tenant, wish.id))
+
+    async def _append(
+        self,
+        wishes: Sequence[Wish],
+        loaded: Sequence[Loaded],
+        tenant: str,
+        metadata: messages.Metadata,
+        key: Key | None,
+        guards: Sequence[Guard],
+    ) -> Done:
+        drafts: list[Draft] = []
+        writes: list[Write] = []
+        if metadata.subject is not None and self.mapper.keyring is not None:
+            await self.mapper.keyring.ensure(tenant, metadata.subject)
+        for wish, before in zip(wishes, loaded, strict=True):
+            events = wish.context.decide(wish.command, before.state)
+            stream = messages.stream(wish.context.STREAM, tenant, wish.id)
+            mine = [
+                Draft(tenant, stream, before.version + n, uuid4(), event, metadata)
+                for n, event in enumerate(events, start=1)
+            ]
+            drafts += mine
+            if mine:
+                claims = [claim for event in events for claim in wish.context.claims(event)]
+                stored = [self.mapper.to_stored_event(draft) for draft in mine]
+                writes.append(Write(stream, before.version, stored, claims))
+        if not drafts and key is None:
+            return Done(max((one.position for one in loaded), default=0), loaded[0].state if loaded else None, [])
+        appended = await self.writer.append(Append(tenant, writes, key, guards, metadata.actor))
+        if appended.replayed:
+            return await self._replay(wishes, tenant, appended)
+        recorded = [_recorded(draft, appended.first + n, appended) for n, draft in enumerate(drafts)]
+        return Done(appended.last, _after(wishes, loaded, recorded, tenant), recorded)
+
+    async def _earlier(self, wishes: Sequence[Wish], tenant: str, key: Key) -> Done | None:
+        row = await self.database.fetchrow(
+            "select request_hash, first_pos, n, at from undrift.commands"
+            " where tenant = $1 and principal = $2 and key = $3",
+            tenant,
+            key.principal,
+            key.key,
+        )
+        if row is None:
+            return None
+        if row["request_hash"] != key.request_hash:
+            raise errors.KeyReused()
+        return await self._replay(wishes, tenant, Appended(row["first_pos"], row["n"], row["at"], replayed=True))
+
+    async def _replay(self, wishes: Sequence[Wish], tenant: str, appended: Appended) -> Done:
+        """A command's answer once more: its events, and its first stream folded to where they ended."""
+        recorded = await self.read(appended.first - 1, appended.count) if appended.count else []
+        state = None
+        if recorded or wishes:
+            wish = wishes[0]
+            stream = recorded[0].stream if recorded else messages.stream(wish.context.STREAM, tenant, wish.id)
+            state = (await self.load(wish.context, stream, until=appended.last)).state
+        return Done(appended.last, state, recorded, replayed=True)
+
+
+def _recorded(draft: Draft, position: int, appended: Appended) -> messages.Recorded:
+    return messages.Recorded(
+        position=position,
+        tenant=draft.tenant,
+        stream=draft.stream,
+        version=draft.version,
+        event_id=draft.event_id,
+        event=draft.event,
+        metadata=draft.metadata,
+        recorded_at=appended.recorded_at,
+    )
+
+
+def _after(wishes: Sequence[Wish], loaded: Sequence[Loaded], recorded: Sequence[messages.Recorded], tenant: str) -> Any:
+    if not wishes:
+        return None
+    first = wishes[0]
+    stream, state = messages.stream(first.context.STREAM, tenant, first.id), loaded[0].state
+    for one in recorded:
+        if one.stream == stream:
+            state = first.context.evolve(state, one.event)
+    return state

@@ -1,0 +1,125 @@
+"""Secrets of an installation: one master key in a file, everything else derived from it or wrapped by it."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from base64 import urlsafe_b64encode
+from pathlib import Path
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from infra.db import Database
+
+
+class Undecipherable(Exception):
+    """The ciphertext does not belong to this key."""
+
+
+def load_master(directory: Path) -> bytes:
+    """The 32-byte master key in `directory`/secrets/master.key, made on first use (mode 0600)."""
+    return bytes.fromhex(load_or_make(directory / "secrets" / "master.key", os.urandom(32).hex()))
+
+
+def load_or_make(path: Path, fresh: str) -> str:
+    """The text of a secret file; `fresh` is written first (durably, mode 0600) where there is none.
+
+    Of several processes that make it at once, one wins and all read the same.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not path.exists():
+        draft = path.with_name(f".{path.name}.{os.getpid()}")
+        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(fresh)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            pass
+        finally:
+            draft.unlink()
+    return path.read_text("ascii").strip()
+
+
+def derive(master: bytes, purpose: str, *parts: str) -> bytes:
+    """32 bytes for one purpose: HMAC-SHA256 of the purpose and its parts, each prefixed by its length."""
+    mac = hmac.new(master, digestmod=hashlib.sha256)
+    for part in (purpose, *parts):
+        raw = part.encode()
+        mac.update(len(raw).to_bytes(4, "big") + raw)
+    return mac.digest()
+
+
+def token(master: bytes, purpose: str, *parts: str) -> str:
+    """A secret that is shown once and never stored: derived, so that a retry shows the same one."""
+    return urlsafe_b64encode(derive(master, purpose, *parts)).rstrip(b"=").decode()
+
+
+def seal(key: bytes, plain: bytes, context: str) -> bytes:
+    """AES-256-GCM under `key`, bound to `context`: a 12-byte nonce, then the ciphertext."""
+    nonce = os.urandom(12)
+    return nonce + AESGCM(key).encrypt(nonce, plain, context.encode())
+
+
+def unseal(key: bytes, sealed: bytes, context: str) -> bytes:
+    """The plain bytes. Raises Undecipherable for another key, another context or a changed ciphertext."""
+    try:
+        return AESGCM(key).decrypt(sealed[:12], sealed[12:], context.encode())
+    except (InvalidTag, ValueError):
+        raise Undecipherable(context) from None
+
+
+class Keyring:
+    """The keys of persons, wrapped by the master key in a table apart from the log.
+
+    `ensure` and `load` bring keys into memory; `key` reads them there. A destroyed key stays destroyed.
+    """
+
+    def __init__(self, database: Database, master: bytes) -> None:
+        self._database = database
+        self._wrapping = derive(master, "subject keys")
+        self._keys: dict[tuple[str, str], bytes | None] = {}
+
+    def key(self, tenant: str, subject: str) -> bytes | None:
+        """The key of a person that was loaded; None when it was destroyed or never made."""
+        return self._keys.get((tenant, subject))
+
+    async def ensure(self, tenant: str, subject: str) -> None:
+        """Makes the person's key unless there is one."""
+        if self._keys.get((tenant, subject)) is None:
+            wrapped = seal(self._wrapping, os.urandom(32), f"{tenant}/{subject}")
+            await self._database.execute(
+                "insert into undrift_keys.subjects (tenant, subject, wrapped) values ($1, $2, $3)"
+                " on conflict do nothing",
+                tenant,
+                subject,
+                wrapped,
+            )
+            await self.load({(tenant, subject)})
+
+    async def load(self, subjects: set[tuple[str, str]]) -> None:
+        missing = [pair for pair in subjects if pair not in self._keys]
+        if not missing:
+            return
+        rows = await self._database.fetch(
+            "select tenant, subject, wrapped from undrift_keys.subjects"
+            " where (tenant, subject) in (select * from unnest($1::text[], $2::text[]))",
+            [tenant for tenant, _ in missing],
+            [subject for _, subject in missing],
+        )
+        for tenant, subject, wrapped in rows:
+            context = f"{tenant}/{subject}"
+            self._keys[tenant, subject] = None if wrapped is None else unseal(self._wrapping, wrapped, context)
+
+    async def destroy(self, tenant: str, subject: str) -> None:
+        """Erases the person: what was sealed under the key can never be read again."""
+        await self._database.execute(
+            "insert into undrift_keys.subjects values ($1, $2, null, default, clock_timestamp())"
+            " on conflict (tenant, subject) do update set wrapped = null, erased_at = clock_timestamp()",
+            tenant,
+            subject,
+        )
+        self._keys[tenant, subject] = None
