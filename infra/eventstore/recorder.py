@@ -238,7 +238,7 @@ class Recorder:
     ) -> list[LogNotification]:
         """The events of one stream, by version."""
         rows = await self._database.fetch(
-            f"select {_COLUMNS} from undrift.events where stream_id = $1 and version > $2 and version <= $3"  # noqa: S608
+            f"select {_COLUMNS} from undrift.events where stream_id = $1 and version > $2 and version <= $3"
             f" order by version {'desc' if desc else 'asc'} limit $4",
             str(originator_id),
             -1 if gt is None else gt,
@@ -259,7 +259,7 @@ class Recorder:
         """The log by position."""
         after = 0 if start is None else start - 1 if inclusive_of_start else start
         rows = await self._database.fetch(
-            f"select {_COLUMNS} from undrift.events where pos > $1 and pos <= $2"  # noqa: S608
+            f"select {_COLUMNS} from undrift.events where pos > $1 and pos <= $2"
             " and ($3::text[] is null or topic = any ($3)) order by pos limit $4",
             after,
             2**62 if stop is None else stop,

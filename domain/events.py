@@ -1,0 +1,20 @@
+"""Every event there is: the closed registry of the log, and where the contexts meet."""
+
+from __future__ import annotations
+
+from types import UnionType
+from typing import get_args
+
+from domain import integrations, jobs, keys, messages, tenants
+
+CONTEXTS = (jobs, integrations, keys, tenants)
+
+
+def _classes(event: UnionType | type[messages.Event]) -> tuple[type[messages.Event], ...]:
+    return get_args(event) if isinstance(event, UnionType) else (event,)
+
+
+#: topic -> class
+REGISTRY: dict[str, type[messages.Event]] = {
+    messages.topic(kind): kind for context in CONTEXTS for kind in _classes(context.Event)
+}

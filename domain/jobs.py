@@ -1,0 +1,402 @@
+"""Jobs: work that changes something, whatever its kind: one life cycle, one progress, one stop, one resume."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any, ClassVar, Literal, assert_never
+
+from msgspec import Raw, Struct, field
+
+from domain import errors, messages
+
+STREAM = "jobs"
+
+Lane = Literal["now", "later"]
+Type = Literal["full_sync", "incremental_sync", "selective_sync"]
+Trigger = Literal["request", "schedule"]
+Status = Literal["queued", "running", "paused", "stopping", "stopped", "completed", "failed"]
+
+STATUSES: tuple[Status, ...] = ("queued", "running", "paused", "stopping", "stopped", "completed", "failed")
+OPEN: frozenset[Status] = frozenset({"queued", "running", "stopping"})
+
+
+class Counters(Struct, frozen=True):
+    """What a job did so far, the same words for every kind; `processed` counts unchanged items too."""
+
+    processed: int = 0
+    created: int = 0
+    updated: int = 0
+    deleted: int = 0
+    errors: int = 0
+    bytes: int = 0
+
+
+class Ticket(Struct, frozen=True):
+    """What the beginning and each end of a job repeat: what it is, its place in the queue of its lane, and the names
+    that must not run twice at once (`target` is a folder, say)."""
+
+    job: str
+    kind: str
+    type: Type
+    lane: Lane
+    integration: str | None = None
+    target: str | None = None
+
+
+class Queued(messages.Event, frozen=True, tag="jobs.queued"):
+    """`spec` is the kind's own specification (domain.kinds); `estimated_ms` is what was promised, 0 without history."""
+
+    PUBLIC: ClassVar[bool] = True
+    ticket: Ticket
+    spec: Raw
+    requested_type: Type | None = None
+    options: Raw = field(default_factory=lambda: Raw(b"{}"))
+    estimated_ms: int = 0
+    deadline: datetime | None = None
+    waited: bool = False
+    trigger: Trigger = "request"
+    due: datetime | None = None
+    session: str | None = None
+
+
+class Started(messages.Event, frozen=True, tag="jobs.started"):
+    """A worker took the job under its lease; the fence grows with every owner."""
+
+    PUBLIC: ClassVar[bool] = True
+    ticket: Ticket
+    fence: int
+    worker: str
+
+
+class Progressed(messages.Event, frozen=True, tag="jobs.progressed"):
+    """One for each stage and each 5 %; finer progress is a row."""
+
+    stage: str
+    progress: int
+    counters: Counters
+
+
+class StopRequested(messages.Event, frozen=True, tag="jobs.stop_requested"):
+    """Gracefully: the operation under way is finished first."""
+
+    graceful: bool
+
+
+class Held(messages.Event, frozen=True, tag="jobs.held"):
+    """A guard holds the plan until somebody confirms its hash."""
+
+    PUBLIC: ClassVar[bool] = True
+    ALIAS: ClassVar[str | None] = "sync.held"
+    ticket: Ticket
+    reason: str
+    plan: str
+    counters: Counters
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Paused(messages.Event, frozen=True, tag="jobs.paused"):
+    """By the system only: a worker that shuts down, a remote that asks for patience."""
+
+    PUBLIC: ClassVar[bool] = True
+    ticket: Ticket
+    reason: str
+
+
+class Resumed(messages.Event, frozen=True, tag="jobs.resumed"):
+    """`running` at once, without a lease until a worker takes it; else queued behind another of its integration."""
+
+    PUBLIC: ClassVar[bool] = True
+    ticket: Ticket
+    running: bool
+    confirm: str | None = None
+
+
+class Stopped(messages.Event, frozen=True, tag="jobs.stopped"):
+    PUBLIC: ClassVar[bool] = True
+    ticket: Ticket
+    reason: str
+    counters: Counters
+
+
+class Completed(messages.Event, frozen=True, tag="jobs.completed"):
+    """`result` is the kind's own result (domain.kinds); `duration_ms` is from a monotonic clock."""
+
+    PUBLIC: ClassVar[bool] = True
+    ALIAS: ClassVar[str | None] = "sync.completed"
+    ticket: Ticket
+    counters: Counters
+    result: Raw
+    duration_ms: int
+
+
+class Failed(messages.Event, frozen=True, tag="jobs.failed"):
+    """`code` is of the catalogue of errors."""
+
+    PUBLIC: ClassVar[bool] = True
+    ALIAS: ClassVar[str | None] = "sync.failed"
+    ticket: Ticket
+    code: str
+    message: str
+    counters: Counters
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Deleted(messages.Event, frozen=True, tag="jobs.deleted"):
+    """The log lines are kept unless `logs`."""
+
+    logs: bool
+
+
+Event = Queued | Started | Progressed | StopRequested | Held | Paused | Resumed | Stopped | Completed | Failed | Deleted
+
+
+class Job(Struct, frozen=True):
+    """`attempts` counts starts since the last progress: a job that ends its worker each time is given up."""
+
+    status: Status | None = None
+    queued: Queued | None = None
+    fence: int = 0
+    attempts: int = 0
+    graceful: bool = True
+    stage: str | None = None
+    progress: int = 0
+    counters: Counters = Counters()
+    confirm: str | None = None
+    plan: str | None = None
+    ended: Stopped | Completed | Failed | None = None
+    deleted: bool = False
+
+
+initial = Job()
+
+
+def _with(job: Job, **changes: Any) -> Job:
+    fields = {name: getattr(job, name) for name in job.__struct_fields__}
+    return Job(**{**fields, **changes})
+
+
+def evolve(state: Job, event: Event) -> Job:
+    match event:
+        case Queued():
+            return Job(status="queued", queued=event)
+        case Started():
+            return _with(state, status="running", fence=event.fence, attempts=state.attempts + 1)
+        case Progressed():
+            progress = max(state.progress, event.progress)
+            return _with(state, stage=event.stage, progress=progress, counters=event.counters, attempts=0)
+        case StopRequested():
+            return _with(state, status="stopping", graceful=event.graceful)
+        case Held():
+            return _with(state, status="paused", plan=event.plan, counters=event.counters)
+        case Paused():
+            return _with(state, status="paused")
+        case Resumed():
+            status = "running" if event.running else "queued"
+            return _with(state, status=status, confirm=event.confirm, attempts=0, graceful=True, ended=None)
+        case Stopped():
+            return _with(state, status="stopped", counters=event.counters, ended=event)
+        case Completed():
+            return _with(state, status="completed", counters=event.counters, progress=100, ended=event)
+        case Failed():
+            return _with(state, status="failed", counters=event.counters, ended=event)
+        case Deleted():
+            return _with(state, deleted=True)
+        case _:
+            assert_never(event)
+
+
+def _running(ticket: Ticket) -> Iterable[tuple[str, str]]:
+    if ticket.integration is not None:
+        yield "jobs.integration", ticket.integration
+    if ticket.target is not None:
+        yield "jobs.target", ticket.target
+
+
+def claims(event: Event) -> Iterable[messages.Claim]:
+    match event:
+        case Queued():
+            yield messages.take(f"work/{event.ticket.lane}", event.ticket.job)
+        case Started():
+            for kind, key in _running(event.ticket):
+                yield messages.take(kind, key)
+        case Resumed():
+            yield messages.take(f"work/{event.ticket.lane}", event.ticket.job)
+            if event.running:
+                for kind, key in _running(event.ticket):
+                    yield messages.take(kind, key)
+        case Held() | Paused() | Stopped() | Completed() | Failed():
+            yield messages.release(f"work/{event.ticket.lane}", event.ticket.job)
+            for kind, key in _running(event.ticket):
+                yield messages.release(kind, key)
+        case Progressed() | StopRequested() | Deleted():
+            return
+        case _:
+            assert_never(event)
+
+
+class Queue(messages.Command, frozen=True):
+    queued: Queued
+
+
+class Start(messages.Command, frozen=True):
+    """By a worker that holds the lease under `fence`; `at` is its present time."""
+
+    fence: int
+    worker: str
+    at: datetime
+
+
+class Progress(messages.Command, frozen=True):
+    stage: str
+    progress: int
+    counters: Counters
+
+
+class Stop(messages.Command, frozen=True):
+    graceful: bool = True
+
+
+class Expire(messages.Command, frozen=True):
+    """The deadline of whoever waits has passed: nothing more will be applied."""
+
+
+class Resume(messages.Command, frozen=True):
+    """`running=False` queues it, for when another job of the integration runs."""
+
+    confirm: str | None = None
+    running: bool = True
+
+
+class Hold(messages.Command, frozen=True):
+    reason: str
+    plan: str
+    counters: Counters
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Pause(messages.Command, frozen=True):
+    reason: str
+
+
+class Complete(messages.Command, frozen=True):
+    counters: Counters
+    result: Raw
+    duration_ms: int
+
+
+class Fail(messages.Command, frozen=True):
+    code: str
+    message: str
+    counters: Counters
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class EndStop(messages.Command, frozen=True):
+    """The worker has carried out a stop."""
+
+    counters: Counters
+
+
+class Delete(messages.Command, frozen=True):
+    logs: bool = False
+
+
+Command = Queue | Start | Progress | Stop | Expire | Resume | Hold | Pause | Complete | Fail | EndStop | Delete
+
+
+def decide(command: Command, state: Job) -> Sequence[Event]:
+    if isinstance(command, Queue):
+        return [command.queued] if state.status is None else []
+    if state.queued is None or state.status is None or state.deleted:
+        raise errors.NotFound("There is no such job")
+    ticket = state.queued.ticket
+    match command:
+        case Start():
+            return _start(command, state, state.queued)
+        case Progress() | Hold() | Pause() | Complete() | Fail() | EndStop():
+            return _work(command, state, ticket)
+        case Stop():
+            return _stop(command, state, ticket)
+        case Expire():
+            return [Stopped(ticket=ticket, reason="deadline", counters=state.counters)] if state.status in OPEN else []
+        case Resume():
+            if state.status not in ("paused", "failed"):
+                raise errors.InvalidState(f"A {state.status} job cannot be resumed")
+            return [Resumed(ticket=ticket, running=command.running, confirm=command.confirm)]
+        case Delete():
+            if state.status in OPEN:
+                raise errors.InvalidState(f"A {state.status} job cannot be deleted; stop it first")
+            return [Deleted(logs=command.logs)]
+        case _:
+            assert_never(command)
+
+
+def _start(command: Start, state: Job, queued: Queued) -> Sequence[Event]:
+    if state.status == "stopping":
+        return [Stopped(ticket=queued.ticket, reason="requested", counters=state.counters)]
+    if state.status not in ("queued", "running") or command.fence <= state.fence:
+        raise errors.InvalidState(f"A {state.status} job cannot be started")
+    if queued.deadline is not None and command.at >= queued.deadline:
+        return [Stopped(ticket=queued.ticket, reason="deadline", counters=state.counters)]
+    return [Started(ticket=queued.ticket, fence=command.fence, worker=command.worker)]
+
+
+def _stop(command: Stop, state: Job, ticket: Ticket) -> Sequence[Event]:
+    match state.status:
+        case "queued" | "paused":
+            return [Stopped(ticket=ticket, reason="requested", counters=state.counters)]
+        case "running":
+            return [StopRequested(graceful=command.graceful)]
+        case "stopping":
+            return [StopRequested(graceful=False)] if state.graceful and not command.graceful else []
+        case _:
+            raise errors.InvalidState(f"A {state.status} job cannot be stopped")
+
+
+def _work(command: Progress | Hold | Pause | Complete | Fail | EndStop, state: Job, ticket: Ticket) -> Sequence[Event]:
+    if state.status not in ("running", "stopping"):
+        raise errors.InvalidState(f"The job is {state.status}")
+    match command:
+        case Progress():
+            progress = max(state.progress, min(command.progress, 100))
+            return [Progressed(stage=command.stage, progress=progress, counters=command.counters)]
+        case Hold():
+            held = Held(
+                ticket=ticket,
+                reason=command.reason,
+                plan=command.plan,
+                counters=command.counters,
+                details=command.details,
+            )
+            assert state.queued is not None
+            if not state.queued.waited:
+                return [held]
+            failed = Failed(
+                ticket=ticket,
+                code=errors.Held.code,
+                message=command.reason,
+                counters=command.counters,
+                details=command.details,
+            )
+            return [held, failed]
+        case Pause():
+            return [Paused(ticket=ticket, reason=command.reason)]
+        case Complete():
+            done = Completed(
+                ticket=ticket, counters=command.counters, result=command.result, duration_ms=command.duration_ms
+            )
+            return [done]
+        case Fail():
+            failed = Failed(
+                ticket=ticket,
+                code=command.code,
+                message=command.message,
+                counters=command.counters,
+                details=command.details,
+            )
+            return [failed]
+        case EndStop():
+            return [Stopped(ticket=ticket, reason="requested", counters=command.counters)]
+        case _:
+            assert_never(command)
