@@ -60,7 +60,7 @@ _FAST = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "on"}
 class Postgres(Server):
     """Postgres 18 with a database `undrift` owned by `undrift_owner`; `testing` trades durability for speed.
 
-    `DIR/postgres/local.conf` may hold further settings. `url` is by TCP, `socket_url` by a Unix socket.
+    `DIR/postgres/data/local.conf` may hold further settings. `url` is by TCP, `socket_url` by a Unix socket.
     """
 
     name = "postgres"
@@ -106,7 +106,7 @@ class Postgres(Server):
             self._single_user(self.data, [self._set_password()])
         self._write("postgresql.conf", self._settings())
         self._write("pg_hba.conf", _ACCESS)
-        arguments = [self._program("postgres"), "-D", self._seen(self.data, self.data)]
+        arguments = [self._program("postgres"), "-D", self._seen(self.data)]
         with self._open_log() as log:
             return subprocess.Popen(arguments, stdout=log, stderr=log, **self._as_child(self.data))
 
@@ -132,15 +132,17 @@ class Postgres(Server):
         fresh = self.home / "data.new"
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(self.data, ignore_errors=True)
+        fresh.mkdir(mode=0o700)
+        self._settled.identity.give(fresh)
         sync = "--no-sync" if self.testing else "--sync-method=syncfs"
         self._finish(
             [
                 self._program("initdb"),
-                *("-D", self._seen(fresh, self.home), "-U", OWNER, "-A", "reject", "--no-instructions", sync),
+                *("-D", self._seen(fresh), "-U", OWNER, "-A", "reject", "--no-instructions", sync),
                 *("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
                 "--data-checksums",
             ],
-            self.home,
+            fresh,
         )
         self._single_user(fresh, [self._set_password(), f"CREATE DATABASE {DATABASE}"])
         fresh.rename(self.data)
@@ -150,7 +152,7 @@ class Postgres(Server):
         return f"ALTER ROLE {OWNER} PASSWORD '{self._password()}'"
 
     def _single_user(self, data: Path, statements: Sequence[str]) -> None:
-        arguments = [self._program("postgres"), "--single", "-D", self._seen(data, data)]
+        arguments = [self._program("postgres"), "--single", "-D", self._seen(data)]
         settings = [f"--{name}={value}" for name, value in self._durability.items()]
         self._finish([*arguments, *settings, "postgres"], data, ";\n".join([*statements, ""]))
 
@@ -182,26 +184,22 @@ class Postgres(Server):
     def _program(self, name: str) -> str:
         return str(self._settled.binaries / "bin" / name)
 
-    def _seen(self, path: Path, working: Path) -> str:
-        """`path` as the server, started in `working`, can reach it, even below a folder that is closed to it."""
-        if self._settled.reachable:
-            return str(path)
-        return os.path.join("/proc/self/cwd", os.path.relpath(path, working))
+    def _seen(self, data: Path) -> str:
+        """The cluster's folder as a server that was started in it can name it, even below one closed to it."""
+        return str(data) if self._settled.reachable else "/proc/self/cwd"
 
     @property
     def _durability(self) -> Mapping[str, str]:
         return _FAST if self.testing else _DURABLE
 
     def _settings(self) -> str:
-        sockets = self._sockets
-        seen = self._seen(sockets, self.data) if sockets.is_relative_to(self.home) else str(sockets)
-        own = {"port": self.port, "unix_socket_directories": f'"{seen}"', "unix_socket_permissions": "0700"}
+        own = {"port": self.port, "unix_socket_directories": f'"{self._sockets}"', "unix_socket_permissions": "0700"}
         lines = [f"{name} = '{value}'" for name, value in {**_POSTGRES_SETTINGS, **self._durability, **own}.items()]
         return "\n".join(
             [
-                "# Written at every start. Put your own into local.conf one folder up.",
+                "# Written at every start. Put your own into local.conf beside it.",
                 *lines,
-                "include_if_exists = '../local.conf'",
+                "include_if_exists = 'local.conf'",
                 "",
             ]
         )
@@ -213,10 +211,11 @@ class Postgres(Server):
             self._settled.identity.give(path)
 
     def _socket_directory(self) -> Path:
-        """Inside the data directory, or in a short temporary one where that path is too long for a socket."""
+        """Inside the data directory, or a short temporary one where its path is too long for a socket or closed."""
         sockets = self.home / "s"
         name = os.fsencode(sockets / ".s.PGSQL.65535")
-        if len(name) > _SOCKET_PATH_BYTES or any(mark in str(sockets) for mark in "\"',\\\n"):
+        long = len(name) > _SOCKET_PATH_BYTES
+        if long or not self._settled.reachable or any(mark in str(sockets) for mark in "\"',\\\n"):
             digest = hashlib.sha256(os.fsencode(self.home)).hexdigest()[:16]
             sockets = Path("/tmp", f"undrift-{os.geteuid()}-{digest}")  # noqa: S108  checked below
         sockets.mkdir(mode=0o700, exist_ok=True)
