@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import asyncpg
@@ -14,13 +14,23 @@ ROLE = "undrift_app"
 #: What a lost or refused connection looks like: the outcome of what was under way is unknown.
 CONNECTION_LOST = (
     OSError,
-    asyncpg.InterfaceError,
     asyncpg.PostgresConnectionError,
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
     asyncpg.CannotConnectNowError,
     asyncpg.TooManyConnectionsError,
 )
+
+
+@contextmanager
+def naming_loss(connection: asyncpg.Connection[asyncpg.Record]) -> Iterator[None]:
+    """asyncpg calls the use of a connection that has died an InterfaceError, like a wrong argument: tell them apart."""
+    try:
+        yield
+    except asyncpg.InterfaceError as error:
+        if connection.is_closed():
+            raise ConnectionResetError("the connection to Postgres is closed") from error
+        raise
 
 
 class NotDurable(Exception):
@@ -52,7 +62,8 @@ class Database:
         async with self._slots:
             connection = await self._take()
             try:
-                yield connection
+                with naming_loss(connection):
+                    yield connection
             finally:
                 self._give(connection)
 

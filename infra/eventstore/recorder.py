@@ -135,7 +135,7 @@ def _arguments(commands: Sequence[Append]) -> list[tuple[Any, ...]]:
         if any(write.claims for write in command.writes):
             claims.extend((number, command.tenant, *claim) for claim in net_claims(command.writes))
         guards.extend((number, g.lease, g.owner, g.fence) for g in command.guards)
-    return _columns(events, 10) + _columns(writes, 3) + _columns(keys, 5) + _columns(claims, 6) + _columns(guards, 4)
+    return _columns(events, 10) + _columns(writes, 3) + _columns(keys, 5) + _columns(claims, 7) + _columns(guards, 4)
 
 
 def _body(event: LogEvent) -> tuple[Any, ...]:

@@ -129,8 +129,11 @@ class Store:
         With a key, a command that was carried out before is answered from its events. Raises whatever `decide`
         raises, Claimed when a name is taken, errors.LeaseLost, errors.KeyReused, errors.Unavailable, errors.Conflict.
         """
-        if key is not None and (earlier := await self._earlier(wishes, tenant, key)) is not None:
-            return earlier
+        # A fresh stream cannot refuse what was done before, so the append itself finds the key.
+        if key is not None and not all(wish.fresh for wish in wishes):
+            earlier = await self._earlier(wishes, tenant, key)
+            if earlier is not None:
+                return earlier
         for _ in range(_TRIES):
             loaded = [await self._loaded(wish, tenant) for wish in wishes]
             try:

@@ -11,10 +11,13 @@ import asyncpg
 import structlog
 
 from infra.config import EventStore
-from infra.db import CONNECTION_LOST, Database
+from infra.db import CONNECTION_LOST, Database, naming_loss
 from infra.eventstore.recorder import Append, Appended, Outcome, Overloaded, append_group, net_claims
 
 log = structlog.get_logger()
+
+#: What a command that cannot be stored raises, here or in the server.
+BAD = (asyncpg.PostgresError, asyncpg.InterfaceError, ValueError, TypeError, OverflowError)
 
 
 class _Pending:
@@ -156,10 +159,11 @@ class Writer:
     async def _append(self, commands: Sequence[Append]) -> Sequence[Outcome | None]:
         connection = await self._connected()
         try:
-            return await append_group(connection, commands)
+            with naming_loss(connection):
+                return await append_group(connection, commands)
         except CONNECTION_LOST:
             raise
-        except (asyncpg.PostgresError, asyncpg.DataError, ValueError, TypeError, OverflowError) as error:
+        except BAD as error:
             if len(commands) == 1:
                 return [error]
             return await self._append_each(connection, commands)
@@ -169,15 +173,16 @@ class Writer:
     ) -> Sequence[Outcome]:
         """The same commands in one transaction, each under a savepoint: only the bad one fails."""
         outcomes: list[Outcome] = []
-        async with connection.transaction():
-            for command in commands:
-                try:
-                    async with connection.transaction():
-                        outcomes += await append_group(connection, [command])
-                except CONNECTION_LOST:
-                    raise
-                except (asyncpg.PostgresError, asyncpg.DataError, ValueError, TypeError, OverflowError) as error:
-                    outcomes.append(error)
+        with naming_loss(connection):
+            async with connection.transaction():
+                for command in commands:
+                    try:
+                        async with connection.transaction():
+                            outcomes += await append_group(connection, [command])
+                    except CONNECTION_LOST:
+                        raise
+                    except BAD as error:
+                        outcomes.append(error)
         return outcomes
 
     async def _connected(self) -> asyncpg.Connection[asyncpg.Record]:
