@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta, Struct, field
@@ -14,6 +16,11 @@ from msgspec import Meta, Struct, field
 Positive = Annotated[int, Meta(ge=1)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Seconds = Annotated[float, Meta(gt=0)]
+Level = Annotated[str, Meta(pattern="^(debug|info|warning|error)$", description="debug, info, warning or error")]
+Format = Annotated[str, Meta(pattern="^(auto|json|console)$", description="auto, json or console")]
+
+#: Names without a section that mean something to a command line rather than to `Settings`.
+PLAIN = ("UNDRIFT_CONFIG", "UNDRIFT_URL", "UNDRIFT_TOKEN", "UNDRIFT_READY_FD")
 
 
 class InvalidSetting(Exception):
@@ -34,10 +41,16 @@ class Nats(Struct, forbid_unknown_fields=True):
     replicas: Positive = 1
     max_age_s: Annotated[float, Meta(ge=0)] = 7 * 86400.0
     max_bytes: int = -1
+    connect_timeout_s: Seconds = 2.0
+    reconnect_s: Seconds = 0.2
+    ping_s: Seconds = 2.0
 
 
 class Gateway(Struct, forbid_unknown_fields=True):
-    """Where requests come in, and how patient the server is with them."""
+    """Where requests come in, and how patient the server is with them.
+
+    `connections_per_address` does not bind peers on this machine, which may be proxies.
+    """
 
     host: str = ""
     port: Port = 8080
@@ -47,6 +60,10 @@ class Gateway(Struct, forbid_unknown_fields=True):
     header_timeout_s: Seconds = 10.0
     body_min_bytes_per_s: Positive = 1024
     body_grace_s: Seconds = 15.0
+    write_timeout_s: Seconds = 30.0
+    keep_alive_s: Seconds = 75.0
+    connections: Positive = 20_000
+    connections_per_address: Positive = 1_000
     max_body_bytes: Positive = 10 * 1024 * 1024
     shutdown_s: Seconds = 3.0
     read_wait_s: Seconds = 2.0
@@ -61,8 +78,10 @@ class Auth(Struct, forbid_unknown_fields=True):
 
 
 class Log(Struct, forbid_unknown_fields=True):
-    level: Annotated[str, Meta(pattern="^(debug|info|warning|error)$")] = "info"
-    format: Annotated[str, Meta(pattern="^(auto|json|console)$")] = "auto"
+    """`auto` is for people on a terminal, else one JSON object per line."""
+
+    level: Level = "info"
+    format: Format = "auto"
 
 
 class EventStore(Struct, forbid_unknown_fields=True):
@@ -71,6 +90,7 @@ class EventStore(Struct, forbid_unknown_fields=True):
     queue: Positive = 10_000
     group_events: Annotated[int, Meta(ge=1, le=1000)] = 256
     seal_every: Positive = 1000
+    seal_s: Seconds = 5.0
     reconnect_s: Seconds = 0.2
 
 
@@ -80,6 +100,7 @@ class Relay(Struct, forbid_unknown_fields=True):
     check_s: Seconds = 10.0
     publish_timeout_s: Seconds = 5.0
     poll_s: Seconds = 1.0
+    degraded_s: Seconds = 10.0
 
 
 class Tail(Struct, forbid_unknown_fields=True):
@@ -123,7 +144,20 @@ class Files(Struct, forbid_unknown_fields=True):
     trash_days: Annotated[float, Meta(ge=0)] = 30.0
 
 
-class IntegrationDeclared(Struct, forbid_unknown_fields=True, rename="camel"):
+class Up(Struct, forbid_unknown_fields=True):
+    """How patient the supervisor is: with a first sign of life, with silence after it, and at the end.
+
+    A process that ended is started again after `backoff_s`, twice that each time, up to `backoff_max_s`.
+    """
+
+    start_s: Seconds = 60.0
+    silence_s: Seconds = 15.0
+    backoff_s: Seconds = 0.1
+    backoff_max_s: Seconds = 10.0
+    stop_s: Annotated[float, Meta(ge=1)] = 9.0
+
+
+class IntegrationDeclared(Struct, forbid_unknown_fields=True):
     """An integration declared in the file: `[[integrations]]` with `id`, `name`, `kind`, `sync_interval`, `config`."""
 
     id: str
@@ -147,6 +181,7 @@ class Settings(Struct, forbid_unknown_fields=True):
     jobs: Jobs = field(default_factory=Jobs)
     scheduler: Scheduler = field(default_factory=Scheduler)
     files: Files = field(default_factory=Files)
+    up: Up = field(default_factory=Up)
     integrations: list[IntegrationDeclared] = field(default_factory=list)
 
     @property
@@ -169,61 +204,142 @@ def load(
 ) -> Settings:
     """Settings from a file, then the environment, then `overrides` as `("gateway.port", 0)`.
 
-    Raises InvalidSetting, naming the setting and what was expected.
+    The file is TOML, or JSON where its name ends so; `UNDRIFT_CONFIG` names it where `path` is None. Raises
+    InvalidSetting, naming the setting as it was written and what was expected.
     """
-    tree: dict[str, Any] = {}
-    if path is not None:
-        try:
-            tree = tomllib.loads(Path(path).read_text("utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise InvalidSetting(f"{path}: {error}") from None
-    for name, value in _from_environment(os.environ if environ is None else environ):
-        _put(tree, name, value)
-    for name, value in overrides:
-        _put(tree, name, value)
+    environ = os.environ if environ is None else environ
+    path = path or environ.get("UNDRIFT_CONFIG") or None
+    tree = {} if path is None else _read(Path(path))
+    spelled: dict[str, str] = {}
+    for setting, value in _from_environment(environ):
+        _put(tree, setting.dotted, value)
+        spelled[setting.dotted] = setting.variable
+    for dotted, value in overrides:
+        _put(tree, dotted, value)
+        spelled[dotted] = dotted
     tree.setdefault("data_dir", str(default_data_dir()))
     try:
         settings = msgspec.convert(tree, Settings, strict=False)
     except msgspec.ValidationError as error:
-        raise InvalidSetting(f"{path or 'settings'}: {error}") from None
+        raise InvalidSetting(_explain(str(error), tree, spelled, path)) from None
     settings.data_dir = os.path.abspath(os.path.expanduser(settings.data_dir))
     return settings
 
 
-def environment(settings: Settings) -> dict[str, str]:
-    """The scalar settings that differ from the defaults, as environment variables for a child process."""
-    plain, defaults = msgspec.to_builtins(settings), msgspec.to_builtins(Settings())
-    found = {"UNDRIFT_DATA_DIR": settings.data_dir}
-    for section, values in plain.items():
-        if isinstance(values, dict):
-            for key, value in values.items():
-                if value != defaults[section][key] and value is not None:
-                    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-                    found[f"UNDRIFT_{section}_{key}".upper()] = text
-    return found
+def dump(settings: Settings) -> bytes:
+    """All settings as the text of a file `.json` that `load` reads."""
+    return msgspec.json.format(msgspec.json.encode(settings), indent=1) + b"\n"
 
 
-def _from_environment(environ: Mapping[str, str]) -> list[tuple[str, Any]]:
-    known = {"UNDRIFT_DATA_DIR": ("data_dir", False)}
-    for section, kind in get_type_hints(Settings).items():
-        if isinstance(kind, type) and issubclass(kind, Struct):
-            for key, hint in get_type_hints(kind, include_extras=True).items():
-                known[f"UNDRIFT_{section}_{key}".upper()] = (f"{section}.{key}", _is_list(hint))
-    found: list[tuple[str, Any]] = []
+class Setting(NamedTuple):
+    """One setting: `gateway.port` and `UNDRIFT_GATEWAY_PORT`; `hint` is its type."""
+
+    dotted: str
+    variable: str
+    hint: Any
+
+
+def all_settings() -> Iterator[Setting]:
+    """Every setting there is, with both of its names."""
+    for name, hint in get_type_hints(Settings, include_extras=True).items():
+        if isinstance(hint, type) and issubclass(hint, Struct):
+            for key, kind in get_type_hints(hint, include_extras=True).items():
+                yield Setting(f"{name}.{key}", f"UNDRIFT_{name}_{key}".upper(), kind)
+        else:
+            yield Setting(name, f"UNDRIFT_{name}".upper(), hint)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text("utf-8")
+        return msgspec.json.decode(text, type=dict[str, Any]) if path.suffix == ".json" else tomllib.loads(text)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.MsgspecError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InvalidSetting(f"{path}: {reason}") from None
+
+
+def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[Setting, Any]]:
+    known = {setting.variable: setting for setting in all_settings()}
     for name, text in environ.items():
-        if name not in known or text == "":
+        if not name.startswith("UNDRIFT_") or name in PLAIN or text == "":
             continue
-        dotted, many = known[name]
-        found.append((dotted, [part.strip() for part in text.split(",") if part.strip()] if many else text))
-    return found
+        if name not in known:
+            _refuse_unknown(name, known)
+        elif get_origin(known[name].hint) is list:
+            yield known[name], _list(name, text)
+        else:
+            yield known[name], text
 
 
-def _is_list(hint: Any) -> bool:
-    return get_origin(hint) is list or any(get_origin(part) is list for part in get_args(hint))
+def _refuse_unknown(name: str, known: Mapping[str, Setting]) -> None:
+    """A name in one of our sections, or almost one of ours, is a mistake; another program may own the rest."""
+    sections = {variable.split("_")[1] for variable, setting in known.items() if "." in setting.dotted}
+    near = difflib.get_close_matches(name, [*known, *PLAIN], n=3, cutoff=0.8)
+    if name.split("_")[1] in sections:
+        near = near or difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if near or name.split("_")[1] in sections:
+        raise InvalidSetting(f"{name} is not a setting" + _nearest(near))
+
+
+def _list(name: str, text: str) -> list[Any]:
+    """`a, b`, or a JSON array where the items are more than words."""
+    if not text.lstrip().startswith("["):
+        return [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        return msgspec.json.decode(text, type=list[Any])
+    except msgspec.MsgspecError as error:
+        raise InvalidSetting(f"{name}: expected a list, `a,b` or a JSON array: {error}") from None
+
+
+def _explain(text: str, tree: Mapping[str, Any], spelled: Mapping[str, str], path: Any) -> str:
+    """msgspec's words, with the place as it was written: by file and key, or by variable."""
+    problem, _, where = text.partition(" - at `$.")
+    dotted, _, inner = where.rstrip("`").partition("[")
+    unknown = re.search(r"unknown field `(.*)`", problem)
+    if unknown is not None:
+        return _unknown_key(dotted, inner, unknown[1], spelled, path)
+    setting = next((each for each in all_settings() if each.dotted == dotted), None)
+    name = spelled.get(dotted) or (f"{path}: {_key(dotted)}" if path else dotted)
+    expected = (_description(setting.hint) if setting else None) or problem.partition("Expected ")[2].partition(",")[0]
+    said = f"expected {expected.replace('`', '')}" if expected else problem
+    inside = f" (in [{inner})" if inner else ""
+    return f"{name}: {said}{inside}{_given(dotted, tree)}"
+
+
+def _unknown_key(section: str, inner: str, key: str, spelled: Mapping[str, str], path: Any) -> str:
+    names = [setting.dotted for setting in all_settings()]
+    dotted = f"{section}.{key}" if section else key
+    near = difflib.get_close_matches(dotted, [*names, *Settings.__struct_fields__], n=3, cutoff=0.6)
+    place = spelled.get(dotted) or f"{path or 'settings'}: {_key(dotted)}"
+    return f"{place} is not a setting" + ("" if inner else _nearest([_key(each) for each in near]))
+
+
+def _key(dotted: str) -> str:
+    section, _, key = dotted.rpartition(".")
+    return f"[{section}] {key}" if section else key
+
+
+def _nearest(names: Sequence[str]) -> str:
+    return f"; the nearest are {', '.join(names)}" if names else ""
+
+
+def _description(hint: Any) -> str | None:
+    return next((meta.description for meta in get_args(hint) if isinstance(meta, Meta) and meta.description), None)
+
+
+def _given(dotted: str, tree: Mapping[str, Any]) -> str:
+    """What was written instead, unless it may hold a password."""
+    value: Any = tree
+    for part in dotted.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return "" if value is None or dotted.endswith("url") else f", got {value!r:.80}"
 
 
 def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
     *sections, key = dotted.split(".")
     for section in sections:
-        tree = tree.setdefault(section, {})
+        inner = tree.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise InvalidSetting(f"[{section}]: expected a table of settings, got {inner!r:.80}")
+        tree = inner
     tree[key] = value
