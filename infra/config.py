@@ -28,10 +28,11 @@ class InvalidSetting(Exception):
 
 
 class Database(Struct, forbid_unknown_fields=True):
-    """`url` replaces the embedded server."""
+    """`url` replaces the embedded server. `durable = false` admits one that may forget what it acknowledged."""
 
     url: str = ""
     connections: Positive = 8
+    durable: bool = True
 
 
 class Nats(Struct, forbid_unknown_fields=True):

@@ -71,8 +71,8 @@ _encode = json.JSONEncoder(ensure_ascii=False, default=str).encode
 _CONTROL_IN_TRACE = re.compile(_CONTROL.pattern.replace(r"\x00-\x1f", r"\x00-\x09\x0b-\x1f"))
 
 
-def configure(settings: config.Log, process: str, stream: TextIO | None = None) -> None:
-    """Set up structlog and the standard library's logging for this process, which `process` names in each line."""
+def setup(settings: config.Log, process: str = "", stream: TextIO | None = None) -> None:
+    """Set up structlog and the standard library's logging; each line names this process where it has a name."""
     stream = stream or sys.stderr
     console = settings.format == "console" or (settings.format == "auto" and stream.isatty())
     shared = _processors(process)
@@ -128,7 +128,8 @@ def unit(message: str, **fields: Any) -> Iterator[dict[str, Any]]:
 
 def _processors(process: str) -> list[Processor]:
     def name(logger: WrappedLogger, method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
-        event["process"] = process
+        if process:
+            event.setdefault("process", process)
         return event
 
     return [

@@ -19,6 +19,8 @@ def sample(hint: Any) -> Any:
         return "debug"
     if hint == config.Format:
         return "json"
+    if hint is bool:
+        return False  # every plain switch is on by default
     if get_origin(hint) is Annotated:
         return sample(get_args(hint)[0])
     if get_origin(hint) is list:
@@ -27,7 +29,7 @@ def sample(hint: Any) -> Any:
         return sample(next(part for part in get_args(hint) if part is not type(None)))
     if issubclass(hint, msgspec.Struct):
         return {"id": "a", "name": "b", "kind": "files", "sync_interval": 60, "config": {"sourceDirectory": "/a"}}
-    return {bool: True, int: 7, float: 0.375, str: "/elsewhere"}[hint]
+    return {int: 7, float: 0.375, str: "/elsewhere"}[hint]
 
 
 def value_of(settings: config.Settings, dotted: str) -> Any:

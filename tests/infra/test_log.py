@@ -35,7 +35,7 @@ def only(stream: io.StringIO) -> dict[str, Any]:
 
 
 def test_a_line_is_one_json_object_with_its_fields(stream: io.StringIO) -> None:
-    log.configure(config.Log(), "gateway", stream)
+    log.setup(config.Log(), "gateway", stream)
     log.get(job="j1").info("copied", size_bytes=7, names=["a", "b"])
     line = only(stream)
     assert line.pop("timestamp").endswith("Z")
@@ -52,7 +52,7 @@ def test_a_line_is_one_json_object_with_its_fields(stream: io.StringIO) -> None:
 @pytest.mark.parametrize("format", ["json", "console"])
 @pytest.mark.parametrize("name", ["a\r\nb", "\x1b[2J", "\u202egpj.exe", "\u2028", "\x9b31m", "\udce9", "x" * 100_000])
 def test_no_name_breaks_a_line_or_moves_the_cursor(stream: io.StringIO, format: str, name: str) -> None:
-    log.configure(config.Log(format=format), "worker", stream)
+    log.setup(config.Log(format=format), "worker", stream)
     log.get().warning(f"skipped {name}", path=name, inside={"names": [name]})
     text = stream.getvalue()
     assert text.count("\n") == 1
@@ -84,14 +84,14 @@ SECRET = "R3VuZ2VyX19hYmNkZWZnaGlqa2xtbm9wcXJzdHV2d3g"
 )
 @pytest.mark.parametrize("format", ["json", "console"])
 def test_secrets_are_hidden(stream: io.StringIO, format: str, fields: dict[str, Any]) -> None:
-    log.configure(config.Log(format=format), "gateway", stream)
+    log.setup(config.Log(format=format), "gateway", stream)
     log.get().info("request", **fields)
     assert SECRET not in stream.getvalue()
     assert log.HIDDEN in stream.getvalue()
 
 
 def test_hashes_ids_and_counts_are_not_secrets(stream: io.StringIO) -> None:
-    log.configure(config.Log(), "gateway", stream)
+    log.setup(config.Log(), "gateway", stream)
     fields = {
         "plan": "0123456789abcdef" * 4,
         "job": "0190c7a2-7a6e-7cc3-98b1-2f0d3a1b9c55",
@@ -106,7 +106,7 @@ def test_hashes_ids_and_counts_are_not_secrets(stream: io.StringIO) -> None:
 
 
 def test_a_failed_unit_of_work_is_one_line_and_raises_on(stream: io.StringIO) -> None:
-    log.configure(config.Log(), "worker", stream)
+    log.setup(config.Log(), "worker", stream)
 
     def work() -> None:
         with log.unit("sync", job="j1") as line:
@@ -123,7 +123,7 @@ def test_a_failed_unit_of_work_is_one_line_and_raises_on(stream: io.StringIO) ->
 
 
 def test_an_exception_is_in_its_line_without_its_secrets(stream: io.StringIO) -> None:
-    log.configure(config.Log(), "worker", stream)
+    log.setup(config.Log(), "worker", stream)
     try:
         raise RuntimeError(f"password={SECRET}")
     except RuntimeError:
@@ -133,7 +133,7 @@ def test_an_exception_is_in_its_line_without_its_secrets(stream: io.StringIO) ->
 
 
 def test_the_standard_library_logs_through_the_same_lines(stream: io.StringIO) -> None:
-    log.configure(config.Log(), "gateway", stream)
+    log.setup(config.Log(), "gateway", stream)
     logging.getLogger("uvicorn.error").warning("bad request from %s", f"nats://u:{SECRET}@h")
     logging.getLogger("uvicorn.access").warning("GET / 200")
     logging.getLogger("nats.aio").error("lost\r\n\x1b[0m")
@@ -151,7 +151,7 @@ def test_the_standard_library_logs_through_the_same_lines(stream: io.StringIO) -
 
 
 def test_lines_below_the_level_are_not_written(stream: io.StringIO) -> None:
-    log.configure(config.Log(level="warning"), "gateway", stream)
+    log.setup(config.Log(level="warning"), "gateway", stream)
     log.get().info("quiet")
     log.get().warning("loud")
     assert only(stream)["message"] == "loud"
