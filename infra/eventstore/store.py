@@ -131,7 +131,7 @@ class Store:
         """
         # A fresh stream cannot refuse what was done before, so the append itself finds the key.
         if key is not None and not all(wish.fresh for wish in wishes):
-            earlier = await self._earlier(wishes, tenant, key)
+            earlier = await self.earlier([wish.context for wish in wishes], tenant, key, _first(wishes, tenant))
             if earlier is not None:
                 return earlier
         for _ in range(_TRIES):
@@ -182,11 +182,15 @@ class Store:
             return Done(max((one.position for one in loaded), default=0), loaded[0].state if loaded else None, [])
         appended = await self.writer.append(Append(tenant, writes, key, guards, metadata.actor))
         if appended.replayed:
-            return await self._replay(wishes, tenant, appended)
+            return await self._replay([wish.context for wish in wishes], appended, _first(wishes, tenant))
         recorded = [_recorded(draft, appended.first + n, appended) for n, draft in enumerate(drafts)]
         return Done(appended.last, _after(wishes, loaded, recorded, tenant), recorded)
 
-    async def _earlier(self, wishes: Sequence[Wish], tenant: str, key: Key) -> Done | None:
+    async def earlier(self, contexts: Sequence[Any], tenant: str, key: Key, stream: str | None = None) -> Done | None:
+        """What a key did before, or None; `stream` is whose state answers when that was nothing.
+
+        Raises errors.KeyReused when the key stood for another request.
+        """
         row = await self.database.fetchrow(
             "select request_hash, first_pos, n, at from undrift.commands"
             " where tenant = $1 and principal = $2 and key = $3",
@@ -198,17 +202,23 @@ class Store:
             return None
         if row["request_hash"] != key.request_hash:
             raise errors.KeyReused()
-        return await self._replay(wishes, tenant, Appended(row["first_pos"], row["n"], row["at"], replayed=True))
+        return await self._replay(contexts, Appended(row["first_pos"], row["n"], row["at"], replayed=True), stream)
 
-    async def _replay(self, wishes: Sequence[Wish], tenant: str, appended: Appended) -> Done:
-        """A command's answer once more: its events, and its first stream folded to where they ended."""
+    async def _replay(self, contexts: Sequence[Any], appended: Appended, stream: str | None = None) -> Done:
+        """A command's answer once more: its events, and its first stream folded to where they ended.
+
+        `stream` is that stream where there are no events to name it.
+        """
         recorded = await self.read(appended.first - 1, appended.count) if appended.count else []
         state = None
-        if recorded or wishes:
-            wish = wishes[0]
-            stream = recorded[0].stream if recorded else messages.stream(wish.context.STREAM, tenant, wish.id)
-            state = (await self.load(wish.context, stream, until=appended.last)).state
+        if stream := recorded[0].stream if recorded else stream:
+            context = next(one for one in contexts if one.STREAM == stream.partition("/")[0])
+            state = (await self.load(context, stream, until=appended.last)).state
         return Done(appended.last, state, recorded, replayed=True)
+
+
+def _first(wishes: Sequence[Wish], tenant: str) -> str | None:
+    return messages.stream(wishes[0].context.STREAM, tenant, wishes[0].id) if wishes else None
 
 
 def _recorded(draft: Draft, position: int, appended: Appended) -> messages.Recorded:
