@@ -1,0 +1,149 @@
+"""An event of the log as a NATS message: CloudEvents in binary mode, with a MAC so that only our own are believed."""
+
+from __future__ import annotations
+
+import hmac
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from enum import Enum
+from urllib.parse import quote, unquote
+from uuid import UUID
+
+import msgspec
+from msgspec import Struct
+
+from infra import subjects
+from infra.eventstore.mapper import LogNotification, content_hash
+
+POSITION = "Undrift-Position"
+EPOCH = "Undrift-Epoch"
+VERSION = "Undrift-Version"
+SCHEMA = "Undrift-Schema"
+METADATA = "Undrift-Metadata"
+HASH = "Undrift-Hash"
+MAC = "Undrift-Mac"
+
+_SOURCE = "urn:undrift:"
+#: JetStream stores at most 64 KiB of headers with a message; the batch's own come on top of ours.
+_MAX_HEADERS = 60_000
+_SLACK = 512
+# CloudEvents percent-encodes what is not printable ASCII, and space, quote and percent; metadata is JSON, where
+# escaping quotes would triple it.
+_ODD_ATTRIBUTE = re.compile(r"[^!#$&-~]")
+_ODD_JSON = re.compile(r"[^ -$&-~]")
+
+
+class Sealed(Struct, frozen=True):
+    """What goes on the wire: `headers` are complete lines without the status line and the empty one at the end."""
+
+    subject: str
+    headers: bytes
+    data: bytes
+
+
+class Verdict(Enum):
+    """What can be said of a message that is not an event to be taken as it comes."""
+
+    FOREIGN = "of another epoch, or no event of ours"
+    FORGED = "claims to be ours and does not verify"
+    ELIDED = "ours, and too large to carry the event: read it from the log"
+
+
+class _Owner(Struct):
+    owner: str = subjects.NOBODY
+
+
+_owner = msgspec.json.Decoder(_Owner)
+
+
+class Envelope:
+    """Packs and checks the events of one epoch under the installation's relay key."""
+
+    def __init__(self, key: bytes, epoch: int) -> None:
+        self.epoch = epoch
+        self._key = key
+        self._prefix = f"{epoch} ".encode()
+
+    def pack(self, note: LogNotification, max_bytes: int = 1024 * 1024) -> Sealed:
+        """The message of a stored event. One that is larger than `max_bytes` goes without state and metadata."""
+        time = note.recorded_at.isoformat().replace("+00:00", "Z")
+        mac = self._mac(note.id, time, note.hash)
+        stream = str(note.originator_id)
+        lead = (
+            f"ce-specversion: 1.0\r\nce-id: {note.event_id}\r\nce-type: {_attribute(note.topic)}\r\n"
+            f"ce-source: {_SOURCE}{_attribute(note.tenant)}\r\nce-time: {time}\r\nce-subject: {_attribute(stream)}\r\n"
+            f"{POSITION}: {note.id}\r\n{EPOCH}: {self.epoch}\r\n{MAC}: {mac}\r\n"
+        )
+        body = (
+            f"{VERSION}: {note.originator_version}\r\n{SCHEMA}: {note.schema_version}\r\n"
+            f"{METADATA}: {_escape(_ODD_JSON, note.metadata)}\r\n"
+        )
+        subject = subjects.event(note.tenant, _owner_of(note.metadata), note.topic)
+        headers = (lead + body).encode()
+        if len(headers) > _MAX_HEADERS or len(headers) + len(note.state) + _SLACK > max_bytes:
+            return Sealed(subject, f"{lead}{HASH}: {note.hash.hex()}\r\n".encode(), b"")
+        return Sealed(subject, headers, note.state)
+
+    def unpack(self, headers: Mapping[str, str] | None, data: bytes) -> LogNotification | Verdict:
+        """The stored event of a message: only what carries our epoch and verifies is believed."""
+        if headers is None or headers.get(EPOCH) != str(self.epoch):
+            return Verdict.FOREIGN
+        try:
+            return self._open(headers, data)
+        except (KeyError, ValueError):
+            return Verdict.FORGED
+
+    def _open(self, headers: Mapping[str, str], data: bytes) -> LogNotification | Verdict:
+        position, time, mac = int(headers[POSITION]), headers["ce-time"], headers[MAC]
+        if (elided := headers.get(HASH)) is not None:
+            genuine = hmac.compare_digest(mac, self._mac(position, time, bytes.fromhex(elided)))
+            return Verdict.ELIDED if genuine else Verdict.FORGED
+        topic, stream = unquote(headers["ce-type"]), unquote(headers["ce-subject"])
+        tenant = unquote(headers["ce-source"].removeprefix(_SOURCE))
+        version, schema_version = int(headers[VERSION]), int(headers[SCHEMA])
+        event_id, metadata = UUID(headers["ce-id"]), unquote(headers[METADATA])
+        digest = content_hash(tenant, stream, version, topic, schema_version, event_id, metadata, data)
+        if not hmac.compare_digest(mac, self._mac(position, time, digest)):
+            return Verdict.FORGED
+        return LogNotification(
+            originator_id=stream,
+            originator_version=version,
+            topic=topic,
+            state=data,
+            id=position,
+            tenant=tenant,
+            schema_version=schema_version,
+            event_id=event_id,
+            metadata=metadata,
+            hash=digest,
+            recorded_at=datetime.fromisoformat(time),
+        )
+
+    def _mac(self, position: int, time: str, digest: bytes) -> str:
+        return hmac.digest(self._key, self._prefix + f"{position} {time} ".encode() + digest, "sha256").hex()
+
+
+def position_of(headers: Mapping[str, str] | None) -> int | None:
+    """The position that a message claims, before anything is verified."""
+    text = (headers or {}).get(POSITION, "")
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else None
+
+
+def _owner_of(metadata: str) -> str:
+    if '"owner"' not in metadata:
+        return subjects.NOBODY
+    try:
+        return _owner.decode(metadata).owner
+    except msgspec.MsgspecError:
+        return subjects.NOBODY
+
+
+def _attribute(text: str) -> str:
+    return _escape(_ODD_ATTRIBUTE, text)
+
+
+def _escape(odd: re.Pattern[str], text: str) -> str:
+    if not odd.search(text):
+        return text
+    return odd.sub(lambda found: quote(found[0], safe="", errors="strict"), text)

@@ -1,0 +1,72 @@
+"""Notifications of the log: only hints that it has grown, so losing one costs time and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import asyncpg
+import structlog
+
+from infra.db import CONNECTION_LOST, Database
+
+log = structlog.get_logger()
+
+CHANNEL = "undrift_log"
+
+#: Told the position the log has certainly passed, or None when anything may have happened.
+Hint = Callable[[int | None], None]
+
+
+class Hints:
+    """Listens on a connection of its own, which is made again when it is lost."""
+
+    def __init__(self, database: Database, retry_s: float = 0.2, channel: str = CHANNEL, look_s: float = 5.0) -> None:
+        self._database, self._retry_s, self._channel, self._look_s = database, retry_s, channel, look_s
+        self._hints: list[Hint] = []
+
+    def subscribe(self, hint: Hint) -> Callable[[], None]:
+        """The answer ends it."""
+        self._hints.append(hint)
+        return lambda: self._hints.remove(hint)
+
+    async def run(self) -> None:
+        """Serves until cancelled."""
+        told = False
+        while True:
+            try:
+                await self._listen()
+            except CONNECTION_LOST as error:
+                if not told:
+                    log.warning("notifications of the log are interrupted", reason=type(error).__name__)
+                told = True
+            else:
+                told = False
+            await asyncio.sleep(self._retry_s)
+
+    async def _listen(self) -> None:
+        """Returns when the connection has ended."""
+        connection = await self._database.connect()
+        ended = asyncio.Event()
+        try:
+            connection.add_termination_listener(lambda _: ended.set())
+            await connection.add_listener(self._channel, self._notified)
+            self._tell(None)  # what was said in between was missed
+            while not ended.is_set():
+                try:
+                    async with asyncio.timeout(self._look_s):
+                        await ended.wait()
+                except TimeoutError:
+                    await connection.execute("select", timeout=self._look_s)
+        except asyncpg.InterfaceError as error:
+            raise ConnectionResetError("the connection to Postgres is closed") from error
+        finally:
+            connection.terminate()
+
+    def _notified(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
+        text = str(payload)
+        self._tell(int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else None)
+
+    def _tell(self, passed: int | None) -> None:
+        for hint in list(self._hints):
+            hint(passed)

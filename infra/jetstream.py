@@ -1,0 +1,176 @@
+"""JetStream by its own requests: nats-py knows neither `first_seq` nor atomic batches."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from base64 import b64decode
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from domain import errors
+from infra.bus import Bus, Reply
+from infra.envelope import Sealed
+
+WRONG_LAST_SEQUENCE = 10071
+_NOT_FOUND = (10037, 10059)  # no message, no stream
+
+#: What the server takes in one atomic batch.
+MAX_BATCH = 1000
+
+
+class Refused(Exception):
+    """JetStream does not do that; `code` is its error code."""
+
+    def __init__(self, code: int, description: str) -> None:
+        super().__init__(f"{description} ({code})")
+        self.code = code
+
+
+class State(Struct, frozen=True):
+    """What a stream holds: `messages` of the sequences `first` .. `last`, without those in `deleted`."""
+
+    first: int
+    last: int
+    messages: int
+    config: Mapping[str, Any]
+    deleted: Sequence[int] = ()
+
+
+class Stored(Struct, frozen=True):
+    """A message as the stream keeps it."""
+
+    sequence: int
+    headers: Mapping[str, str]
+    data: bytes
+
+
+class Stream:
+    """One stream. Every call raises errors.Unavailable without NATS, errors.TimedOut, and Refused."""
+
+    def __init__(self, bus: Bus, name: str, timeout: float = 5.0) -> None:
+        self.name = name
+        self._bus, self._timeout = bus, timeout
+        self._batch = secrets.token_hex(8)
+        self._batches = 0
+
+    async def state(self) -> State | None:
+        """None where there is no such stream."""
+        info = await self._call(f"STREAM.INFO.{self.name}", {"deleted_details": True})
+        if info is None:
+            return None
+        state = info["state"]
+        return State(
+            first=state["first_seq"],
+            last=state["last_seq"],
+            messages=state["messages"],
+            config=info["config"],
+            deleted=state.get("deleted") or (),
+        )
+
+    async def create(self, config: Mapping[str, Any]) -> None:
+        await self._call(f"STREAM.CREATE.{self.name}", {"name": self.name, **config})
+
+    async def update(self, config: Mapping[str, Any]) -> None:
+        await self._call(f"STREAM.UPDATE.{self.name}", {"name": self.name, **config})
+
+    async def delete(self) -> None:
+        """Its consumers go with it. A stream that is not there is deleted already."""
+        await self._call(f"STREAM.DELETE.{self.name}", {})
+
+    async def message(self, sequence: int) -> Stored | None:
+        return await self._stored({"seq": sequence})
+
+    async def newest(self, subject: str) -> Stored | None:
+        """The last message that is still there."""
+        return await self._stored({"last_by_subj": subject})
+
+    async def consume(self, name: str, config: Mapping[str, Any]) -> bool:
+        """Makes a consumer; whether there is a stream to consume."""
+        body = {"stream_name": self.name, "config": {"name": name, **config}}
+        return await self._call(f"CONSUMER.CREATE.{self.name}.{name}", body) is not None
+
+    async def drop(self, name: str) -> None:
+        await self._call(f"CONSUMER.DELETE.{self.name}.{name}", {})
+
+    async def publish(self, batch: Sequence[Sealed], expected_last: int) -> int:
+        """Stores all or nothing behind `expected_last`; the last sequence. Refused with WRONG_LAST_SEQUENCE when
+        somebody else was there. After TimedOut or Unavailable nobody knows: look."""
+        expected = f"Nats-Expected-Last-Sequence: {expected_last}\r\n"
+        if len(batch) == 1:
+            return await self._send(_command(batch[0], expected))
+        self._batches += 1
+        mark = f"Nats-Batch-Id: {self._batch}-{self._batches}\r\nNats-Batch-Sequence: "
+        first = await self._receipt(_command(batch[0], f"{mark}1\r\n{expected}"))
+        if first.data:
+            raise _refusal(msgspec.json.decode(first.data))
+        rest = [_command(each, f"{mark}{n}\r\n").complete() for n, each in enumerate(batch[1:-1], start=2)]
+        return await self._send(_command(batch[-1], f"{mark}{len(batch)}\r\nNats-Batch-Commit: 1\r\n"), rest)
+
+    async def _send(self, last: _Command, before: Sequence[bytes] = ()) -> int:
+        reply = await self._receipt(last, before)
+        answer = msgspec.json.decode(reply.data)
+        if "error" in answer:
+            raise _refusal(answer)
+        return int(answer["seq"])
+
+    async def _receipt(self, last: _Command, before: Sequence[bytes] = ()) -> Reply:
+        with self._bus.expect() as (inbox, future):
+            await self._bus.send(b"".join([*before, last.complete(inbox)]))
+            try:
+                async with asyncio.timeout(self._timeout):
+                    reply = await future
+            except TimeoutError:
+                raise errors.TimedOut("JetStream did not acknowledge in time") from None
+        if reply.headers.get("Status") == "503":
+            raise Refused(_NOT_FOUND[1], "there is no stream")
+        return reply
+
+    async def _stored(self, which: Mapping[str, Any]) -> Stored | None:
+        answer = await self._call(f"STREAM.MSG.GET.{self.name}", which)
+        if answer is None:
+            return None
+        message = answer["message"]
+        headers = _headers(b64decode(message.get("hdrs", "")))
+        return Stored(message["seq"], headers, b64decode(message.get("data", "")))
+
+    async def _call(self, subject: str, body: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The answer of JetStream's API; None when what it is about is not there."""
+        reply = await self._bus.request(f"$JS.API.{subject}", msgspec.json.encode(body), self._timeout)
+        answer: dict[str, Any] = msgspec.json.decode(reply.data)
+        if "error" not in answer:
+            return answer
+        if answer["error"].get("err_code") in _NOT_FOUND:
+            return None
+        raise _refusal(answer)
+
+
+class _Command(Struct, frozen=True):
+    """A publish of the wire protocol, but for its inbox."""
+
+    subject: str
+    headers: bytes
+    data: bytes
+
+    def complete(self, inbox: str = "") -> bytes:
+        total = len(self.headers) + len(self.data)
+        line = f"HPUB {self.subject} {inbox} {len(self.headers)} {total}\r\n".encode()
+        return b"".join((line, self.headers, self.data, b"\r\n"))
+
+
+def _command(message: Sealed, extra: str) -> _Command:
+    headers = b"".join((b"NATS/1.0\r\n", message.headers, extra.encode(), b"\r\n"))
+    return _Command(message.subject, headers, message.data)
+
+
+def _refusal(answer: Mapping[str, Any]) -> Refused:
+    error = answer["error"]
+    return Refused(error.get("err_code", 0), error.get("description", ""))
+
+
+def _headers(raw: bytes) -> dict[str, str]:
+    lines = raw.decode("utf-8", "replace").split("\r\n")[1:]
+    return {name.strip(): value.strip() for name, colon, value in (line.partition(":") for line in lines) if colon}

@@ -1,0 +1,64 @@
+"""NATS subjects out of our own names: every token is `[a-z0-9_-]+`, so no name can widen, split or inject a subject."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from functools import lru_cache
+
+EVENTS = "evt.>"
+NOBODY = "_"
+
+_PLAIN = re.compile(r"[a-z0-9_-]+")
+_ENCODED = "b32_"
+_DIGEST = "sha_"
+_RESERVED = (_ENCODED, _DIGEST)
+#: The server ends connections whose protocol line is longer than 4,096 bytes.
+_LONGEST = 200
+
+
+@lru_cache(maxsize=4096)
+def token(text: str) -> str:
+    """One token for any text, and different texts never share one. `plain` reads it back.
+
+    What is plain already stays itself; anything else is Base32 of its UTF-8 bytes behind `b32_`; what is too long
+    for a subject is its SHA-256 behind `sha_`, which alone cannot be read back.
+    """
+    if len(text) <= _LONGEST and _PLAIN.fullmatch(text) and not text.startswith(_RESERVED):
+        return text
+    raw = text.encode("utf-8", "surrogatepass")
+    encoded = _ENCODED + _base32(raw)
+    return encoded if len(encoded) <= _LONGEST else _DIGEST + _base32(hashlib.sha256(raw).digest())
+
+
+def plain(token: str) -> str:
+    """The text of a token. Raises ValueError for one that `token` does not make, and for a digest."""
+    if not _PLAIN.fullmatch(token) or len(token) > _LONGEST or token.startswith(_DIGEST):
+        raise ValueError("not a token that can be read back")
+    if not token.startswith(_ENCODED):
+        return token
+    body = token.removeprefix(_ENCODED).upper()
+    try:
+        text = base64.b32decode(body + "=" * (-len(body) % 8)).decode("utf-8", "surrogatepass")
+    except ValueError:
+        raise ValueError("not a token that can be read back") from None
+    if _ENCODED + _base32(text.encode("utf-8", "surrogatepass")) != token:
+        raise ValueError("not a token that can be read back")
+    return text
+
+
+def _base32(raw: bytes) -> str:
+    return base64.b32encode(raw).decode().rstrip("=").lower()
+
+
+@lru_cache(maxsize=4096)
+def event(tenant: str, owner: str, topic: str) -> str:
+    """`evt.<tenant>.<owner>.<context>.<event>`: always five tokens. The owner is `_` where there is none."""
+    context, _, name = topic.partition(".")
+    return f"evt.{token(tenant)}.{token(owner or NOBODY)}.{token(context)}.{token(name)}"
+
+
+def ask(kind: str) -> str:
+    """`ask.<kind>`: always two tokens."""
+    return f"ask.{token(kind)}"

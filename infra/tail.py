@@ -1,0 +1,343 @@
+"""The log as one ordered, contiguous stream per process: from JetStream what can be believed, else from Postgres."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import heapq
+import itertools
+from collections import deque
+
+import structlog
+from msgspec import Struct
+
+from domain import messages
+from infra import config
+from infra.bus import Bus
+from infra.db import CONNECTION_LOST
+from infra.envelope import Envelope, Verdict, position_of
+from infra.eventstore.mapper import LogNotification
+from infra.eventstore.store import Store
+from infra.feed import Feed
+from infra.hints import Hints
+
+log = structlog.get_logger()
+
+#: Events that wait in memory for a slow subscriber before it has to read them from Postgres.
+BACKLOG = 4096
+_RETRY_S = 0.2
+_CHUNK = 256
+
+Page = list[messages.Recorded]
+
+
+class Broken(Exception):
+    """The log is not contiguous: this is no longer the database that this process started with."""
+
+
+class Ended(Exception):
+    """The tail has stopped."""
+
+
+class Counts(Struct):
+    """Where the events came from, and the messages that were not taken: known already, or not to be believed."""
+
+    from_nats: int = 0
+    from_postgres: int = 0
+    ignored: int = 0
+    forged: int = 0
+
+
+class Subscription:
+    """Every event after a position, once and in order, as lists. Iterate it in one task; `close` ends it.
+
+    Whoever is slow reads what no longer fits in memory from Postgres, at its own pace.
+    """
+
+    def __init__(self, tail: Tail, after: int, backlog: int) -> None:
+        self.position = after
+        self._tail, self._backlog = tail, backlog
+        self._queue: deque[Page] = deque()
+        self._queued = 0
+        self._end = after  # the last position that was given out, queued or is being read
+        self._changed = asyncio.Event()
+        self._closed = False
+
+    def offer(self, page: Page) -> None:
+        """Takes what continues this subscription, if there is room for it."""
+        first, last = page[0].position, page[-1].position
+        if first <= self._end + 1 <= last and self._queued + len(page) <= self._backlog:
+            fresh = page[self._end + 1 - first :]
+            self._queue.append(fresh)
+            self._queued += len(fresh)
+            self._end = last
+        self._changed.set()
+
+    def nudge(self) -> None:
+        """Has it look again whether there is anything to give out."""
+        self._changed.set()
+
+    def close(self) -> None:
+        self._closed = True
+        self._changed.set()
+        self._tail.forget(self)
+
+    def __aiter__(self) -> Subscription:
+        return self
+
+    async def __anext__(self) -> Page:
+        while not self._closed:
+            self._changed.clear()
+            if self._queue:
+                return self._give(list(itertools.chain.from_iterable(self._queue)))
+            self._tail.check()
+            if self._end < self._tail.position:
+                if page := await self._read():
+                    return self._give(page, read=True)
+            else:
+                await self._changed.wait()
+        raise StopAsyncIteration
+
+    def _give(self, page: Page, read: bool = False) -> Page:
+        if not read:
+            self._queue.clear()
+            self._queued = 0
+        self.position = page[-1].position
+        return page
+
+    async def _read(self) -> Page:
+        """The next page from Postgres. When it reaches the tail's position, what is published from here on is queued
+        behind it."""
+        start, until = self._end, self._tail.position
+        joins = until - start <= self._tail.page
+        if joins:
+            self._end = until
+        try:
+            page = await self._tail.read(start, until)
+        except BaseException as error:
+            self._queue.clear()
+            self._queued, self._end = 0, start
+            if not isinstance(error, CONNECTION_LOST):
+                raise
+            await asyncio.sleep(_RETRY_S)
+            return []
+        if not joins:
+            self._end = page[-1].position
+        elif page[-1].position != until:
+            raise Broken(f"the log ends at position {page[-1].position}, before {until}")
+        return page
+
+
+class Tail:
+    """One per process. `poll_s` is how often it looks without being told to; processes that hold client connections
+    look more often."""
+
+    def __init__(
+        self,
+        store: Store,
+        bus: Bus,
+        settings: config.Tail,
+        key: bytes,
+        epoch: int,
+        *,
+        poll_s: float | None = None,
+        hints: Hints | None = None,
+    ) -> None:
+        self.page = settings.page
+        self.position = 0
+        self.counts = Counts()
+        self.hints = hints or Hints(store.database)
+        self.feed = Feed(bus, _RETRY_S, self._arrived)
+        self.task: asyncio.Task[None] | None = None
+        self._store, self._settings = store, settings
+        self._poll_s = settings.poll_s if poll_s is None else poll_s
+        self._envelope = Envelope(key, epoch)
+        self._subscriptions: set[Subscription] = set()
+        self._waiters: list[tuple[int, int, asyncio.Future[bool]]] = []
+        self._numbers = itertools.count()
+        self._work = asyncio.Event()
+        self._must_read = False
+        self._caught_up = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._later = -1
+        self._next_look = 0.0
+
+    async def start(self, after: int | None = None) -> None:
+        """Begins behind a position, or at the head. Needs Postgres, not NATS."""
+        self.position = await self._store.head() if after is None else after
+        self._must_read = True
+        self.task = asyncio.create_task(self._run(), name="tail")
+        self.task.add_done_callback(self._ended)
+
+    async def close(self) -> None:
+        """Ends it, and every subscription and wait with it."""
+        if self.task is not None:
+            self.task.cancel()
+            await asyncio.wait([self.task])
+        for subscription in list(self._subscriptions):
+            subscription.close()
+
+    def subscribe(self, after: int, backlog: int = BACKLOG) -> Subscription:
+        """Every event behind `after`, whether it is older or newer than where the tail stands."""
+        subscription = Subscription(self, after, backlog)
+        self._subscriptions.add(subscription)
+        return subscription
+
+    def forget(self, subscription: Subscription) -> None:
+        self._subscriptions.discard(subscription)
+
+    async def reached(self, position: int, timeout: float) -> bool:
+        """Whether the tail comes to `position` within `timeout` seconds."""
+        if self.position >= position:
+            return True
+        self.check()
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._waiters, (position, next(self._numbers), future))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                return await future
+        return False
+
+    def wake(self, position: int | None = None) -> None:
+        """Says that the log has grown, to `position` where that is known; JetStream is given its grace to deliver."""
+        self._hint(None if position is None else position - 1)
+
+    def check(self) -> None:
+        """Raises what ended the tail, if it has ended."""
+        if self.task is not None and self.task.done():
+            error = None if self.task.cancelled() else self.task.exception()
+            raise Ended("the tail has stopped") from error
+
+    async def read(self, after: int, until: int | None = None) -> Page:
+        """A page of the log. Raises Broken when it does not continue at `after`."""
+        page = await self._store.read(after, self.page, until)
+        if page and (page[0].position != after + 1 or page[-1].position != after + len(page)):
+            raise Broken(f"the log has a gap behind position {after}")
+        if not page and until is not None:
+            raise Broken(f"the log ends at position {after}, before {until}")
+        return page
+
+    async def _run(self) -> None:
+        unsubscribe = self.hints.subscribe(self._hint)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.hints.run(), name="tail hints")
+                group.create_task(self.feed.run(self._feed_from), name="tail feed")
+                await self._follow()
+        finally:
+            unsubscribe()
+            if self._timer is not None:
+                self._timer.cancel()
+
+    async def _follow(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                if self._must_read or loop.time() >= self._next_look:
+                    await self._read_on()
+                elif self.feed.inbox:
+                    await self._take()
+                    await asyncio.sleep(0)
+                else:
+                    await self._wait()
+            except CONNECTION_LOST as error:
+                log.warning("the tail waits for Postgres", reason=type(error).__name__, position=self.position)
+                self._must_read = True
+                await asyncio.sleep(_RETRY_S)
+
+    async def _wait(self) -> None:
+        self._work.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(self._next_look):
+                await self._work.wait()
+
+    async def _read_on(self) -> None:
+        """A page from Postgres; a full one is not the last."""
+        self._must_read = False  # a hint that comes meanwhile asks for another look
+        page = await self.read(self.position)
+        self._next_look = asyncio.get_running_loop().time() + self._poll_s
+        self._caught_up = len(page) < self.page
+        self._must_read |= not self._caught_up
+        if page:
+            self.counts.from_postgres += len(page)
+            self._publish(page)
+
+    async def _take(self) -> None:
+        """What JetStream delivered, as far as it is next; anything else is known, not ours, or a reason to read."""
+        notes: list[LogNotification] = []
+        while self.feed.inbox and len(notes) < _CHUNK and not self._must_read:
+            message = self.feed.inbox.popleft()
+            claimed, expected = position_of(message.headers), self.position + len(notes) + 1
+            if claimed is None or claimed < expected:
+                self.counts.ignored += 1
+                continue
+            verdict = self._envelope.unpack(message.headers, message.data)
+            if verdict is Verdict.FORGED:
+                self.counts.forged += 1
+            elif verdict is Verdict.FOREIGN:
+                self.counts.ignored += 1
+            elif isinstance(verdict, LogNotification) and claimed == expected:
+                notes.append(verdict)
+            else:
+                self._must_read = True  # a gap, or an event too large for a message
+        if notes:
+            page = await self._decode(notes)
+            self.counts.from_nats += len(page)
+            self._publish(page)
+
+    async def _decode(self, notes: list[LogNotification]) -> Page:
+        mapper = self._store.mapper
+        if mapper.keyring is not None and (subjects := mapper.subjects(notes)):
+            await mapper.keyring.load(subjects)
+        return [mapper.read(note) for note in notes]
+
+    def _publish(self, page: Page) -> None:
+        self.position = page[-1].position
+        for subscription in list(self._subscriptions):
+            subscription.offer(page)
+        while self._waiters and self._waiters[0][0] <= self.position:
+            _, _, future = heapq.heappop(self._waiters)
+            if not future.done():
+                future.set_result(True)
+
+    def _ended(self, _: object) -> None:
+        """Nobody waits for what will not come any more."""
+        for subscription in list(self._subscriptions):
+            subscription.nudge()
+        for _, _, future in self._waiters:
+            if not future.done():
+                future.set_result(False)
+
+    def _feed_from(self) -> int | None:
+        """JetStream is asked for what comes behind; the long way there goes through Postgres."""
+        return self.position if self._caught_up else None
+
+    def _arrived(self) -> None:
+        self._work.set()
+
+    def _read_now(self) -> None:
+        self._must_read = True
+        self._work.set()
+
+    def _hint(self, passed: int | None) -> None:
+        """The log has more than `passed`. JetStream gets its grace, unless there is none to expect."""
+        if passed is not None and passed < self.position:
+            return
+        if passed is None or not self.feed.alive or self._settings.grace_s == 0:
+            self._read_now()
+        elif self._timer is None:
+            self._set_timer(passed)
+        else:
+            self._later = max(self._later, passed)
+
+    def _set_timer(self, passed: int) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self._settings.grace_s, self._grace_over, passed)
+
+    def _grace_over(self, passed: int) -> None:
+        self._timer = None
+        later, self._later = self._later, -1
+        if self.position <= passed:
+            self._read_now()
+        elif later >= self.position:
+            self._set_timer(later)

@@ -1,0 +1,349 @@
+"""Copies the log into JetStream in order: a message's sequence is its event's position. Seals the log beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from msgspec import Struct
+
+from domain import errors
+from infra import config, jetstream, secrets, subjects
+from infra.bus import Bus
+from infra.db import CONNECTION_LOST
+from infra.envelope import HASH, Envelope, Sealed, Verdict, position_of
+from infra.eventstore import epochs, seals
+from infra.eventstore.mapper import LogNotification
+from infra.eventstore.store import Store
+from infra.feed import STREAM
+from infra.hints import Hints
+
+if TYPE_CHECKING:
+    from services.main import Process
+
+log = structlog.get_logger()
+
+#: Trouble of the moment; after it the stream is compared with the log before anything is sent.
+TRANSIENT = (errors.Unavailable, errors.TimedOut, jetstream.Refused, *CONNECTION_LOST)
+
+_KEEPS_EPOCH = "undrift.epoch"
+_CHUNK = 200
+
+
+class NewEpoch(Exception):
+    """The log is another history than the one this process started with: it has to start again."""
+
+
+class Status(Struct):
+    """What health and metrics show. `degraded` when nothing has succeeded for some time."""
+
+    position: int = 0
+    head: int = 0
+    lag: int = 0
+    connected: bool = False
+    standby: bool = False
+    degraded: bool = False
+    renewals: int = 0
+    last_error: str | None = None
+
+
+def key(master: bytes) -> bytes:
+    """The installation's key for the MAC of what is relayed."""
+    return secrets.derive(master, "relay mac")
+
+
+class Relay:
+    """One should run; a second is refused by the server, stands by, and takes over when the stream stands still."""
+
+    def __init__(
+        self,
+        store: Store,
+        bus: Bus,
+        settings: config.Relay,
+        nats: config.Nats,
+        mac_key: bytes,
+        epoch: int,
+        hints: Hints | None = None,
+    ) -> None:
+        self.position = 0
+        self.renewals = 0
+        self._store, self._bus, self._settings, self._nats = store, bus, settings, nats
+        self._envelope = Envelope(mac_key, epoch)
+        self._stream = jetstream.Stream(bus, STREAM, settings.publish_timeout_s)
+        self._hints = hints
+        self._work = asyncio.Event()
+        self._head = 0
+        self._compared: float | None = None
+        self._standby = False
+        self._failing_since: float | None = None
+        self._last_error: str | None = None
+
+    @property
+    def status(self) -> Status:
+        since = self._failing_since
+        return Status(
+            position=self.position,
+            head=self._head,
+            lag=max(self._head - self.position, 0),
+            connected=self._bus.connected,
+            standby=self._standby,
+            degraded=since is not None and _now() - since > self._settings.degraded_s,
+            renewals=self.renewals,
+            last_error=self._last_error,
+        )
+
+    def wake(self, passed: int | None = None) -> None:
+        """Says that the log has grown."""
+        if passed is not None:
+            self._head = max(self._head, passed + 1)
+        self._work.set()
+
+    async def run(self) -> None:
+        """Serves until cancelled. Raises NewEpoch."""
+        forget = [self._bus.watch(self._reconnected)]
+        if self._hints is not None:
+            forget.append(self._hints.subscribe(self.wake))
+        try:
+            while True:
+                try:
+                    await self._turn()
+                except TRANSIENT as error:
+                    await self._recover(error)
+        finally:
+            for each in forget:
+                each()
+
+    async def _turn(self) -> None:
+        if not await self._bus.ready(self._settings.poll_s):
+            raise errors.Unavailable("NATS is not connected")
+        if self._compared is None or _now() - self._compared >= self._settings.check_s:
+            await self.compare()
+        self._work.clear()
+        if not await self._copy():
+            self._succeeded()
+            await self._wait(self._settings.poll_s)
+
+    async def _wait(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._work.wait()
+        except TimeoutError:
+            pass
+
+    def _reconnected(self, _connected: bool) -> None:
+        self._compared = None
+        self._work.set()
+
+    def _succeeded(self) -> None:
+        self._failing_since = None
+        self._last_error = None
+
+    async def _recover(self, error: Exception) -> None:
+        self._compared = None
+        if isinstance(error, jetstream.Refused) and error.code == jetstream.WRONG_LAST_SEQUENCE:
+            await self._stand_by()
+            return
+        self._last_error = f"{type(error).__name__}: {error}"
+        if self._failing_since is None:
+            self._failing_since = _now()
+            log.warning("the relay is interrupted", reason=self._last_error, position=self.position)
+        await asyncio.sleep(min(self._settings.poll_s, 0.2))
+
+    async def _stand_by(self) -> None:
+        """Another relay is at work, or somebody else writes to the stream. Waits until it stands still."""
+        if not self._standby:
+            log.info("another relay is at work; this one stands by", position=self.position)
+        self._standby = True
+        while self._standby:
+            await asyncio.sleep(self._settings.poll_s * random.uniform(0.5, 1.5))
+            try:
+                before = self.position
+                await self.compare()
+                self._standby = self.position != before or self._head == self.position
+            except TRANSIENT as error:
+                self._last_error = f"{type(error).__name__}: {error}"
+                self._standby = False
+        log.info("this relay takes over", position=self.position)
+
+    async def _copy(self) -> bool:
+        """Relays the next page of the log; whether there was any."""
+        notes = await self._store.read_raw(self.position, self._settings.batch_messages)
+        if not notes:
+            self._head = self.position
+            return False
+        self._head = max(self._head, notes[-1].id)
+        for batch in _batches(await self._pack(notes), self._settings.batch_bytes):
+            last = await self._stream.publish(batch, self.position)
+            if last != self.position + len(batch):
+                raise jetstream.Refused(0, f"the batch ended at {last}, not {self.position + len(batch)}")
+            self.position = last
+            self._succeeded()
+        return True
+
+    async def _pack(self, notes: Sequence[LogNotification]) -> list[Sealed]:
+        packed: list[Sealed] = []
+        for start in range(0, len(notes), _CHUNK):
+            packed += [self._envelope.pack(note, self._bus.max_bytes) for note in notes[start : start + _CHUNK]]
+            await asyncio.sleep(0)
+        return packed
+
+    async def compare(self) -> None:
+        """Compares the stream with the log and continues behind its last message; where they differ it is made anew."""
+        if await epochs.current(self._store.database) != self._envelope.epoch:
+            raise NewEpoch
+        state = await self._stream.state()
+        self._head = await self._store.head()
+        difference = "there is none" if state is None else await self._difference(state)
+        if state is None or difference is not None:
+            log.warning("the stream is made anew", reason=difference, head=self._head)
+            await self._renew()
+        else:
+            self.position = state.last
+        self._compared = _now()
+
+    async def _difference(self, state: jetstream.State) -> str | None:
+        wanted = self._config()
+        if wrong := [name for name in wanted if not _same(state.config.get(name), wanted[name])]:
+            return f"its settings differ: {', '.join(wrong)}"
+        if state.last > self._head:
+            return f"it is ahead of the log, at {state.last}"
+        if state.messages != state.last - state.first + 1 - len(state.deleted):
+            return "its count is wrong"
+        if state.deleted and not await self._erased(state.deleted):
+            return "messages are missing"
+        if state.first > int(state.config.get("first_seq") or 1) and not await self._expired(state):
+            return f"it was purged to {state.first}"
+        return await self._last_differs() if state.messages else None
+
+    async def _last_differs(self) -> str | None:
+        """Whether the last message that is there is the event of that position, in our epoch and under our key."""
+        stored = await self._stream.newest(subjects.EVENTS)
+        if stored is None:
+            return "its last message is gone"
+        verdict = self._envelope.unpack(stored.headers, stored.data)
+        if verdict in (Verdict.FOREIGN, Verdict.FORGED) or position_of(stored.headers) != stored.sequence:
+            return f"its last message, {stored.sequence}, is not ours"
+        digest = verdict.hash.hex() if isinstance(verdict, LogNotification) else stored.headers[HASH]
+        notes = await self._store.read_raw(stored.sequence - 1, 1)
+        same = bool(notes) and notes[0].id == stored.sequence and notes[0].hash.hex() == digest
+        return None if same else f"its last message, {stored.sequence}, is not the log's"
+
+    async def _erased(self, missing: Sequence[int]) -> bool:
+        """Whether all that is missing belongs to persons who were erased."""
+        return not await self._store.database.fetchval(
+            "select exists (select from undrift.events e where e.pos = any ($1::bigint[]) and not exists ("
+            " select from undrift_keys.subjects s where s.tenant = e.tenant and s.erased_at is not null"
+            " and s.subject = e.metadata::jsonb ->> 'owner'))",
+            list(missing),
+        )
+
+    async def _expired(self, state: jetstream.State) -> bool:
+        """Whether the stream's own limits explain that it begins later than it was made to."""
+        if self._nats.max_bytes > 0 and state.messages:
+            return True
+        if self._nats.max_age_s == 0:
+            return False
+        # The clocks of the two servers may differ a little; what is taken for expired too easily is only a copy.
+        slack = min(3600.0, self._nats.max_age_s / 10)
+        return await self._older(state.first - 1, self._nats.max_age_s - slack)
+
+    async def _older(self, position: int, seconds: float) -> bool:
+        return bool(
+            await self._store.database.fetchval(
+                "select recorded_at < clock_timestamp() - make_interval(secs => $2) from undrift.events where pos = $1",
+                position,
+                seconds,
+            )
+        )
+
+    async def _renew(self) -> None:
+        """Deletes the stream, and its consumers with it, and makes it to begin at the oldest position to keep."""
+        await self._stream.delete()
+        first = await self._oldest()
+        await self._stream.create({**self._config(), "first_seq": first})
+        self.position = first - 1
+        self.renewals += 1
+
+    async def _oldest(self) -> int:
+        """The first position within `nats.max_age_s`, by bisection: time never goes back in the log."""
+        low, high = 1, self._head + 1
+        while self._nats.max_age_s and low < high:
+            middle = (low + high) // 2
+            if await self._older(middle, self._nats.max_age_s):
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    def _config(self) -> dict[str, Any]:
+        return {
+            "subjects": [subjects.EVENTS],
+            "storage": "file",
+            "retention": "limits",
+            "discard": "old",
+            "num_replicas": self._nats.replicas,
+            "max_age": int(self._nats.max_age_s * 1e9),
+            "max_bytes": self._nats.max_bytes if self._nats.max_bytes > 0 else -1,
+            "max_msgs": -1,
+            "max_msgs_per_subject": -1,
+            "allow_direct": True,
+            "allow_atomic": True,
+            "deny_delete": False,
+            "deny_purge": False,
+            "sealed": False,
+            "metadata": {_KEEPS_EPOCH: str(self._envelope.epoch)},
+        }
+
+
+def _same(found: Any, wanted: Any) -> bool:
+    """The server adds its own notes to the metadata, and leaves out what is false."""
+    if isinstance(wanted, Mapping):
+        return isinstance(found, Mapping) and all(found.get(name) == value for name, value in wanted.items())
+    return bool(found == wanted or (wanted is False and found is None))
+
+
+def _batches(messages: Sequence[Sealed], max_bytes: int) -> list[list[Sealed]]:
+    """Runs of messages within the limits of a batch; a larger one goes alone."""
+    batches: list[list[Sealed]] = []
+    room = 0
+    for message in messages:
+        size = len(message.headers) + len(message.data)
+        if not batches or size > room or len(batches[-1]) >= jetstream.MAX_BATCH:
+            batches.append([])
+            room = max_bytes
+        batches[-1].append(message)
+        room -= size
+    return batches
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+async def run(process: Process) -> None:
+    """The relay's role. Raises NewEpoch, so that the process starts again, when the log has become another history."""
+    settings = process.settings
+    relay = Relay(
+        process.store,
+        process.bus,
+        settings.relay,
+        settings.nats,
+        key(process.master),
+        process.epoch,
+        process.tail.hints,
+    )
+    await relay.run()
+
+
+async def run_sealer(process: Process) -> None:
+    """Seals what is complete, now and then. Any number may run."""
+    settings = process.settings.eventstore
+    while True:
+        try:
+            await seals.seal(process.db, settings.seal_every)
+        except CONNECTION_LOST as error:
+            log.warning("sealing waits for Postgres", reason=type(error).__name__)
+        await asyncio.sleep(settings.seal_s)
