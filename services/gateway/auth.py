@@ -1,0 +1,199 @@
+"""Who asks, and what they may do: bearer tokens, scopes, and requests from this machine without a token.
+
+A token is found by its SHA-256, so nothing of it is ever compared byte by byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import re
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from domain import errors, keys, tenants
+from services.gateway import dialects, headers, limits
+from services.gateway.cors import Cors
+
+Kind = Literal["key", "loopback", "user", "device", "node"]
+
+RATE = "undrift.rate"
+_TOKEN = re.compile(rb"ud[a-z]_[a-z0-9-]{1,64}_[A-Za-z0-9_-]{43}")
+_LOOPBACK_HOST = re.compile(rb"(?:localhost|127\.0\.0\.1|\[::1\])(?::[0-9]{1,5})?", re.IGNORECASE)
+_CAPACITY = 10_000
+
+
+class Principal(Struct, frozen=True):
+    """Whoever a request comes from. Empty `roots` means every configured root, likewise `connections`."""
+
+    tenant: str
+    id: str
+    kind: Kind
+    name: str = ""
+    scopes: frozenset[str] = frozenset()
+    roots: tuple[str, ...] = ()
+    connections: tuple[str, ...] = ()
+
+    @property
+    def actor(self) -> str:
+        """As it stands in an event's metadata."""
+        return "system:loopback" if self.kind == "loopback" else f"{self.kind}:{self.id}"
+
+    def may(self, scope: str) -> bool:
+        return scope in self.scopes or "admin" in self.scopes
+
+
+LOOPBACK = Principal(
+    tenant=tenants.FIRST,
+    id="loopback",
+    kind="loopback",
+    name="this machine",
+    scopes=frozenset(f"{area}:{right}" for area in ("jobs", "files", "network") for right in ("read", "write")),
+)
+"""Requests without a token where `auth.open_loopback` is on: they open families 1 and 2 only."""
+
+Lookup = Callable[[str], Awaitable[Principal | None]]
+
+
+def token(key_id: str, secret: str) -> str:
+    """An API key as its owner sees it, once: `secret` is 32 bytes in unpadded base64url."""
+    made = f"udk_{key_id}_{secret}"
+    assert _TOKEN.fullmatch(made.encode()), "a key's id is lower-case letters, digits and -"
+    return made
+
+
+def digest(token: str) -> str:
+    """What is kept of a token: SHA-256, in hexadecimal."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def require(principal: Principal, scope: str) -> None:
+    """Raises Forbidden unless the principal has this scope, or `admin`."""
+    if not principal.may(scope):
+        raise errors.Forbidden(f"This needs the scope {scope}")
+
+
+class Authenticator:
+    """Finds the principal of a request.
+
+    `lookup` takes the SHA-256 of a token (hex). What it found is remembered for `fresh_s`; a revoked id
+    never opens anything again in this process, whatever the read model still says.
+    """
+
+    def __init__(
+        self,
+        lookup: Lookup,
+        cors: Cors,
+        limiter: limits.Limiter,
+        *,
+        open_loopback: bool = False,
+        fresh_s: float = 5.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._lookup = lookup
+        self._cors = cors
+        self._limiter = limiter
+        self._open_loopback = open_loopback
+        self._fresh_s = fresh_s
+        self._clock = clock
+        self._known: dict[str, tuple[Principal, float]] = {}
+        self._revoked: set[str] = set()
+
+    def revoke(self, id: str) -> None:
+        """From here on tokens of this key (or session) are refused."""
+        self._revoked.add(id)
+        self._known = {mark: entry for mark, entry in self._known.items() if entry[0].id != id}
+
+    async def admit(self, scope: Any, dialect: dialects.Dialect, needs: str | None = None) -> Principal:
+        """The principal of a request to a route of this dialect that needs this scope.
+
+        Also kept as `scope["user"]`. Raises Unauthenticated, Forbidden, RateLimited (family 3).
+        """
+        found = headers.of(scope)
+        credential = found.get(b"authorization")
+        principal: Principal | None
+        if credential is None:
+            principal = LOOPBACK if self._is_open(scope, found) else None
+        else:
+            principal = await self._bearer(credential)
+        if principal is not None and principal.kind not in dialect.admits:
+            principal = None
+        if dialect.family == 3:
+            self._meter(scope, principal)
+        if principal is None:
+            raise errors.Unauthenticated
+        if needs is not None and not principal.may(needs):
+            raise errors.Forbidden(f"This needs the scope {needs}")
+        scope["user"] = principal
+        return principal
+
+    async def _bearer(self, credential: bytes) -> Principal | None:
+        scheme, _, raw = credential.partition(b" ")
+        raw = raw.strip()
+        if scheme.lower() != b"bearer" or not _TOKEN.fullmatch(raw):
+            return None
+        mark = hashlib.sha256(raw).hexdigest()
+        entry = self._known.get(mark)
+        if entry is not None and self._clock() - entry[1] < self._fresh_s:
+            return entry[0]
+        return await self._look_up(mark)
+
+    async def _look_up(self, mark: str) -> Principal | None:
+        asked_at = self._clock()
+        principal = await self._lookup(mark)
+        if principal is None or principal.id in self._revoked:
+            self._known.pop(mark, None)
+            return None
+        if len(self._known) >= _CAPACITY:
+            self._known.pop(next(iter(self._known)))
+        self._known[mark] = (principal, asked_at)
+        return principal
+
+    def _is_open(self, scope: Any, found: headers.Headers) -> bool:
+        """Only from a loopback peer, only to a loopback name, never across sites: no DNS rebinding."""
+        if not self._open_loopback or not is_loopback(scope):
+            return False
+        if not _LOOPBACK_HOST.fullmatch(found.get(b"host", b"")):
+            return False
+        origin = found.get(b"origin")
+        return origin is None or self._cors.allows(origin)
+
+    def _meter(self, scope: Any, principal: Principal | None) -> None:
+        caller = f"{principal.tenant}/{principal.id}" if principal else address(scope)
+        allowance = self._limiter.take(caller)
+        scope[RATE] = allowance
+        if allowance.exceeded:
+            raise errors.RateLimited(retry_after=allowance.reset_s)
+
+
+def address(scope: Any) -> str:
+    """The caller to count where there is no credential: the socket's address, whatever headers say."""
+    client = scope.get("client")
+    return f"address {client[0]}" if client else "address unknown"
+
+
+def is_loopback(scope: Any) -> bool:
+    """Whether the peer is this machine, by its socket and by nothing it says."""
+    client = scope.get("client")
+    if not client:
+        return False
+    try:
+        address = ipaddress.ip_address(client[0])
+    except ValueError:
+        return False
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped.is_loopback
+    return address.is_loopback
+
+
+def scopes(names: Iterable[str]) -> frozenset[str]:
+    """Scopes as a key holds them; `jobs` alone stands for `jobs:read` and `jobs:write`. Raises Invalid."""
+    found: set[str] = set()
+    for name in names:
+        found |= {f"{name}:read", f"{name}:write"} if name in keys.AREAS else {name}
+    if unknown := sorted(found - keys.SCOPES):
+        raise errors.Invalid(f"Unknown scope {unknown[0]}; there are {', '.join(sorted(keys.SCOPES))}")
+    return frozenset(found)

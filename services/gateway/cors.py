@@ -1,0 +1,54 @@
+"""Which pages of other origins a browser may let talk to us, and what it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from infra import config
+from services.gateway import dialects, headers
+
+_NAMES = ("localhost", "127.0.0.1", "[::1]")
+_DEFAULT_PORTS = {80: "http", 443: "https"}
+_PREFLIGHT: tuple[headers.Pair, ...] = (
+    (b"access-control-allow-methods", b"GET, POST, PUT, DELETE, OPTIONS"),
+    (
+        b"access-control-allow-headers",
+        b"Content-Type, Authorization, Idempotency-Key, If-Match, Prefer, Undrift-Min-Position, Undrift-Session",
+    ),
+    (b"access-control-max-age", b"3600"),
+)
+_EXPOSED: headers.Pair = (
+    b"access-control-expose-headers",
+    b"Location, Retry-After, Undrift-Position, X-RateLimit-Limit, X-RateLimit-Remaining, X-Request-Id",
+)
+_VARY: headers.Pair = (b"vary", b"Origin")
+
+
+class Cors:
+    """The allow-list: loopback names with `cors_ports` and the ports we listen on, and `cors_origins`."""
+
+    def __init__(self, settings: config.Gateway, ports: Iterable[int] = ()) -> None:
+        self._origins = frozenset(origin.lower().encode() for origin in settings.cors_origins) | {
+            origin.encode() for port in {*settings.cors_ports, *ports} for origin in _loopback(port)
+        }
+
+    def allows(self, origin: bytes) -> bool:
+        return origin.lower() in self._origins
+
+    def headers(self, origin: bytes) -> list[headers.Pair]:
+        """What every response to a request with this `Origin` carries."""
+        if not self.allows(origin):
+            return [_VARY]
+        return [(b"access-control-allow-origin", origin), _EXPOSED, _VARY]
+
+    def preflight(self, origin: bytes | None) -> dialects.Reply:
+        """The answer to OPTIONS."""
+        return dialects.Reply(200, b"", [*_PREFLIGHT, *(self.headers(origin) if origin else [])])
+
+
+def _loopback(port: int) -> Iterable[str]:
+    for name in _NAMES:
+        for scheme in ("http", "https"):
+            yield f"{scheme}://{name}:{port}"
+            if _DEFAULT_PORTS.get(port) == scheme:
+                yield f"{scheme}://{name}"

@@ -1,0 +1,76 @@
+"""The outermost layer of the gateway: what holds for every request before any route is looked up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from litestar.exceptions import LitestarException
+
+from domain import errors
+from services.gateway import auth, bodies, dialects, headers, limits
+from services.gateway.cors import Cors
+
+
+class Edge:
+    """Wraps the application. Refuses paths and queries that are not clean text, answers preflights,
+    adds CORS and rate-limit headers, and turns what escaped the application into an answer."""
+
+    def __init__(self, app: Any, cors: Cors, limiter: limits.Limiter) -> None:
+        self._app = app
+        self._cors = cors
+        self._limiter = limiter
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        origin = headers.of(scope).get(b"origin")
+        if origin is not None or scope["path"].startswith("/api/v1/"):
+            send = self._adding(scope, send, origin)
+        if scope["method"] == "OPTIONS" and self._is_preflight(scope, origin):
+            await self._cors.preflight(origin)(scope, receive, send)
+            return
+        try:
+            bodies.check_target(scope)
+            await self._app(scope, receive, send)
+        except Exception as error:
+            await self._rescue(error, scope, receive, send)
+
+    def _is_preflight(self, scope: Any, origin: bytes | None) -> bool:
+        dialect = dialects.by_path(scope["path"])
+        if dialect.family == 5:
+            return False  # they answer for the panel's address alone
+        return dialect.family in (1, 2) or (
+            origin is not None and b"access-control-request-method" in headers.of(scope)
+        )
+
+    def _adding(self, scope: Any, send: Any, origin: bytes | None) -> Any:
+        dialect = dialects.by_path(scope["path"])
+        metered = dialect.family == 3
+        shared = origin is not None and dialect.family != 5
+        if not metered and not shared:
+            return send
+
+        async def adding(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                added: Iterable[headers.Pair] = self._rate(scope).headers() if metered else ()
+                cross = self._cors.headers(origin) if shared and origin is not None else ()
+                message = {**message, "headers": [*message.get("headers", ()), *added, *cross]}
+            await send(message)
+
+        return adding
+
+    def _rate(self, scope: Any) -> limits.Allowance:
+        counted: limits.Allowance | None = scope.get(auth.RATE)
+        return counted or self._limiter.take(auth.address(scope))
+
+    async def _rescue(self, error: Exception, scope: Any, receive: Any, send: Any) -> None:
+        if type(error) is LitestarException and isinstance(error.__cause__, Exception):
+            error = error.__cause__
+        reply = dialects.failed(scope, error)
+        try:
+            await reply(scope, receive, send)
+        except RuntimeError:
+            # The response had begun: only ending the connection tells the client that it is incomplete.
+            raise errors.Unavailable from error

@@ -1,0 +1,212 @@
+"""The OpenAPI 3.1 document of the routes, and a page for it from our own files."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from services.gateway import dialects
+from services.gateway.dialects import Dialect, Reply
+from services.gateway.headers import Pair
+
+ASSETS = Path(__file__).parent / "assets"
+
+_PARAMETER = re.compile(r"\{([A-Za-z_]+)(?::([a-z]+))?\}")
+_PARAMETER_SCHEMAS = {"int": {"type": "integer"}, "uuid": {"type": "string", "format": "uuid"}}
+_IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "The same key with the same request is carried out once, and answered alike.",
+    "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
+}
+_POSITION = {"description": "Where in the log the answer stands.", "schema": {"type": "integer"}}
+_RETRY_AFTER = {"description": "Seconds.", "schema": {"type": "integer"}}
+_TITLES = {409: "Something else is in the way", 410: "No longer served", 412: "The world has moved since"} | {
+    422: "The idempotency key was used with another request",
+    507: "There is no space left",
+}
+# Nothing from elsewhere: the page's styles are inline, everything else is a file of ours.
+_POLICY = b"default-src 'none'; script-src 'self'; connect-src 'self'; img-src 'self' data:; style-src 'unsafe-inline'"
+
+
+class Parameter(Protocol):
+    """A query parameter; `schema` is JSON Schema."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def schema(self) -> dict[str, Any]: ...
+    @property
+    def description(self) -> str: ...
+    @property
+    def required(self) -> bool: ...
+
+
+class Route(Protocol):
+    """What the document says of one method of one path. `body` and `answers` are types; None is no body."""
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def handler(self) -> Callable[..., Any]: ...
+    @property
+    def dialect(self) -> Dialect: ...
+    @property
+    def summary(self) -> str: ...
+    @property
+    def needs(self) -> str | None: ...
+    @property
+    def open(self) -> bool: ...
+    @property
+    def body(self) -> Any: ...
+    @property
+    def body_required(self) -> bool: ...
+    @property
+    def query(self) -> Sequence[Parameter]: ...
+    @property
+    def answers(self) -> Mapping[int, Any]: ...
+    @property
+    def errors(self) -> Sequence[int]: ...
+    @property
+    def media(self) -> str: ...
+
+
+def document(routes: Iterable[Route], version: str) -> dict[str, Any]:
+    """The document. Each operation lists every status it can answer, in its family's schema of errors."""
+    routes = list(routes)
+    types = list(dict.fromkeys(kind for route in routes for kind in _types(route)))
+    schemas, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
+    found = dict(zip(types, schemas, strict=True))
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        path = _PARAMETER.sub(r"{\1}", route.path)
+        paths.setdefault(path, {})[route.method.lower()] = _operation(route, found)
+    bearer = {"type": "http", "scheme": "bearer", "description": "An API key, made by `undrift keys add`."}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Undrift", "version": version, "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"}},
+        "paths": paths,
+        "components": {"schemas": components, "securitySchemes": {"bearer": bearer}},
+    }
+
+
+def statuses(route: Route) -> list[int]:
+    """The errors that a route can answer: its own, and those that come with what it is."""
+    found = {400, 500, 503, *route.errors}
+    if not route.open:
+        found |= {401, 403}
+    if route.dialect.family == 3:
+        found.add(429)
+    if "{" in route.path:
+        found.add(404)
+    if route.body is not None:
+        found |= {413, 415}
+    if route.method != "GET":
+        found |= {409, 422}
+    return sorted(found)
+
+
+def schema(made: Mapping[str, Any]) -> Reply:
+    """`/schema/openapi.json`."""
+    return Reply(200, msgspec.json.encode(made), [(b"access-control-allow-origin", b"*")])
+
+
+def page() -> Reply:
+    """`/schema`."""
+    headers: list[Pair] = [(b"content-security-policy", _POLICY), (b"x-content-type-options", b"nosniff")]
+    return Reply(200, _asset("schema.html"), headers, b"text/html; charset=utf-8")
+
+
+def script() -> Reply:
+    """`/schema/rapidoc-min.js`."""
+    headers: list[Pair] = [(b"cache-control", b"public, max-age=86400"), (b"x-content-type-options", b"nosniff")]
+    return Reply(200, _asset("rapidoc-min.js"), headers, b"text/javascript; charset=utf-8")
+
+
+@functools.cache
+def _asset(name: str) -> bytes:
+    return (ASSETS / name).read_bytes()
+
+
+def _types(route: Route) -> Iterable[Any]:
+    yield route.dialect.fault
+    yield from (kind for kind in (route.body, *route.answers.values()) if kind is not None)
+
+
+def _operation(route: Route, found: Mapping[Any, dict[str, Any]]) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "operationId": re.sub(r"[^a-z0-9]+", "_", f"{route.method}{route.path}".lower()).strip("_"),
+        "tags": [route.handler.__module__.rpartition(".")[2]],
+        "summary": route.summary,
+        "parameters": [*_in_path(route.path), *map(_in_query, route.query)],
+        "responses": {str(status): _answer(route, found, kind) for status, kind in route.answers.items()},
+        "security": _security(route),
+    }
+    made["responses"] |= {str(status): _fault(route, found, status) for status in statuses(route)}
+    if said := inspect.getdoc(route.handler):
+        made["description"] = said
+    if route.method != "GET":
+        made["parameters"].append(_IDEMPOTENCY_KEY)
+    if route.body is not None:
+        made["requestBody"] = {
+            "required": route.body_required,
+            "content": {"application/json": {"schema": found[route.body]}},
+        }
+    return made
+
+
+def _security(route: Route) -> list[dict[str, list[str]]]:
+    if route.open:
+        return []
+    return [{"bearer": []}, {}] if "loopback" in route.dialect.admits else [{"bearer": []}]
+
+
+def _in_path(path: str) -> Iterable[dict[str, Any]]:
+    for name, kind in _PARAMETER.findall(path):
+        yield {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "schema": _PARAMETER_SCHEMAS.get(kind, {"type": "string", "minLength": 1}),
+        }
+
+
+def _in_query(parameter: Parameter) -> dict[str, Any]:
+    return {
+        "name": parameter.name,
+        "in": "query",
+        "required": parameter.required,
+        "schema": parameter.schema,
+        **({"description": parameter.description} if parameter.description else {}),
+    }
+
+
+def _answer(route: Route, found: Mapping[Any, dict[str, Any]], kind: Any) -> dict[str, Any]:
+    made: dict[str, Any] = {"description": route.summary}
+    if kind is not None:
+        made["content"] = {route.media: {"schema": found[kind]}}
+    if route.method != "GET":
+        made["headers"] = {"Undrift-Position": _POSITION}
+    return made
+
+
+def _fault(route: Route, found: Mapping[Any, dict[str, Any]], status: int) -> dict[str, Any]:
+    title = dialects.CONDITIONS[status][2] if status in dialects.CONDITIONS else _TITLES.get(status, "Refused")
+    if status == 404:
+        title = "There is no such thing"
+    made: dict[str, Any] = {
+        "description": title,
+        "content": {"application/json": {"schema": found[route.dialect.fault]}},
+    }
+    if status in (429, 503):
+        made["headers"] = {"Retry-After": _RETRY_AFTER}
+    return made
