@@ -61,14 +61,13 @@ class Listener:
 class Desk:
     """Where asks of one kind are answered. `close` ends it: who still waits is told to try again."""
 
-    def __init__(self, bus: Bus, kind: str, handler: Handler, slots: asyncio.Semaphore, waiting: int) -> None:
+    def __init__(self, bus: Bus, kind: str, handler: Handler, slots: asyncio.Semaphore, limit: int) -> None:
         self.listener: Listener | None = None
-        self._bus, self._kind, self._handler, self._slots, self._waiting = bus, kind, handler, slots, waiting
+        self._bus, self._kind, self._handler, self._slots, self._limit = bus, kind, handler, slots, limit
         self._tasks: set[asyncio.Task[None]] = set()
-        self._queued = 0
 
     async def receive(self, message: Msg) -> None:
-        if self._queued >= self._waiting:
+        if len(self._tasks) >= self._limit:
             await self._reply(message, errors.Unavailable("The workers are busy; try again", retry_after=1))
             return
         task = asyncio.create_task(self._serve(message), name=f"ask {self._kind}")
@@ -95,15 +94,8 @@ class Desk:
         await self._reply(message, outcome)
 
     async def _run(self, payload: bytes, deadline: float) -> bytes:
-        self._queued += 1
-        try:
-            await self._slots.acquire()
-        finally:
-            self._queued -= 1
-        try:
+        async with self._slots:
             answer = await self._handler(payload, deadline - asyncio.get_running_loop().time())
-        finally:
-            self._slots.release()
         if len(answer) > MAX_ASK:
             raise errors.TooLarge("The answer is too large")
         return answer
@@ -243,13 +235,13 @@ class Bus:
             raise _error(code, reply.data)
         return reply.data
 
-    async def answer(self, kind: str, handler: Handler, slots: asyncio.Semaphore | int = 4, waiting: int = 64) -> Desk:
+    async def answer(self, kind: str, handler: Handler, slots: asyncio.Semaphore | int = 4, limit: int = 64) -> Desk:
         """Answers asks of a kind, sharing them with the other workers that do.
 
         `handler(payload, seconds)` has that many seconds left. At most `slots` run at once (kinds may share a
-        semaphore) and `waiting` wait for one; what comes on top is refused at once, for another try elsewhere.
+        semaphore), and at most `limit` run or wait; what comes on top is refused at once, for another try elsewhere.
         """
-        desk = Desk(self, kind, handler, asyncio.Semaphore(slots) if isinstance(slots, int) else slots, waiting)
+        desk = Desk(self, kind, handler, asyncio.Semaphore(slots) if isinstance(slots, int) else slots, limit)
         desk.listener = await self.subscribe(subjects.ask(kind), desk.receive, queue=_WORKERS)
         return desk
 
