@@ -160,7 +160,12 @@ class Postgres(Server):
         """Run a program to its end. Its output is kept out of the log: it repeats statements that fail."""
         child = self._as_child(directory) | {"stdin": subprocess.PIPE}
         done = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **child)
-        _, errors = done.communicate(text.encode())
+        try:
+            _, errors = done.communicate(text.encode())
+        except BaseException:
+            os.killpg(done.pid, signal.SIGKILL)
+            done.communicate()
+            raise
         problems = [line for line in errors.decode("utf-8", "replace").splitlines() if _is_problem(line)]
         if done.returncode != 0 or problems:
             raise Failed(f"{Path(arguments[0]).name} ended with code {done.returncode}\n" + "\n".join(problems))

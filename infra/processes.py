@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import IO
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
-_PR_SET_PDEATHSIG = ctypes.c_ulong(1)
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 _NONE = ctypes.c_ulong(0)
 
 
@@ -33,7 +34,7 @@ def follow_parent(signum: int) -> Callable[[], None]:
 
     def prepare() -> None:
         if sys.platform == "linux":
-            _LIBC.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signum), _NONE, _NONE, _NONE)
+            _LIBC.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(int(signum)), _NONE, _NONE, _NONE)
         if os.getppid() != parent:  # it ended before the request was made
             os._exit(127)
 
@@ -190,3 +191,9 @@ def kept_port(path: Path) -> int:
     port = choose_port()
     write_private(path, f"{port}\n".encode())
     return port
+
+
+def adopt_orphans() -> None:
+    """Become the parent of what our children leave behind, so that it can be reaped. Linux only."""
+    if sys.platform == "linux":
+        _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1), _NONE, _NONE, _NONE)
