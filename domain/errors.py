@@ -137,3 +137,11 @@ class TimedOut(Error):
     """The deadline passed before the work could be done."""
 
     code = "timed_out"
+
+
+def catalogue(kind: type[Error] = Error) -> dict[str, type[Error]]:
+    """code -> class, of an error and all below it."""
+    found = {kind.code: kind}
+    for below in kind.__subclasses__():
+        found |= catalogue(below)
+    return found

@@ -45,11 +45,13 @@ class Ticket(Struct, frozen=True):
 
 
 class Queued(messages.Event, frozen=True, tag="jobs.queued"):
-    """`spec` is the kind's own specification (domain.kinds); `estimated_ms` is what was promised, 0 without history."""
+    """`spec` is the kind's own specification (domain.kinds); `roots` are those of whoever asked, empty for all;
+    `estimated_ms` is what was promised, 0 without history; `waited` when a request waits for the end."""
 
     PUBLIC: ClassVar[bool] = True
     ticket: Ticket
     spec: Raw
+    roots: tuple[str, ...] = ()
     requested_type: Type | None = None
     options: Raw = field(default_factory=lambda: Raw(b"{}"))
     estimated_ms: int = 0

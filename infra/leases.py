@@ -84,3 +84,8 @@ class Leases:
             lease.owner,
             lease.fence,
         )
+
+    async def alive(self, name: str) -> bool:
+        """Whether somebody's lease of that name beats, judged by two looks when it was not watched before."""
+        row = await self._database.fetchrow("select owner, fence, beat from undrift.leases where name = $1", name)
+        return row is not None and self.living(name, row["owner"], row["fence"], row["beat"])

@@ -123,3 +123,8 @@ class Keyring:
             subject,
         )
         self._keys[tenant, subject] = None
+
+
+def admin_token(directory: Path, master: bytes) -> str:
+    """The token of the installation's own key, in `directory`/secrets/admin.token (mode 0600)."""
+    return load_or_make(directory / "secrets" / "admin.token", f"udk_admin_{token(master, 'api key', 'admin')}")

@@ -89,7 +89,7 @@ def _fold(row: Row | None, recorded: messages.Recorded) -> Row | None:
             created_at=at,
             interval=event.interval,
             declared=event.declared,
-            next_due=_after(at, event.interval),
+            next_due=after(at, event.interval),
         )
     if row is None:
         return None  # a job that outlived its integration
@@ -98,7 +98,7 @@ def _fold(row: Row | None, recorded: messages.Recorded) -> Row | None:
         case integrations.Changed():
             return _changed(row, event, at)
         case integrations.Started():
-            return replace(row, active=True, next_due=_after(at, row.interval))
+            return replace(row, active=True, next_due=after(at, row.interval))
         case integrations.Stopped():
             return replace(row, active=False, next_due=None)
         case integrations.Deleted():
@@ -109,7 +109,7 @@ def _fold(row: Row | None, recorded: messages.Recorded) -> Row | None:
 
 def _changed(row: Row, event: integrations.Changed, at: datetime) -> Row:
     if event.interval != row.interval:
-        row = replace(row, interval=event.interval, next_due=_after(at, event.interval) if row.active else None)
+        row = replace(row, interval=event.interval, next_due=after(at, event.interval) if row.active else None)
     if event.reconfigured:
         row = replace(row, config=bytes(event.config).decode(), baseline_at=None, full_open=())
     return replace(row, name=event.name)
@@ -160,7 +160,8 @@ def _recent(row: Row, type: str) -> tuple[int, ...]:
     return recent
 
 
-def _after(at: datetime, interval: int | None) -> datetime | None:
+def after(at: datetime, interval: int | None) -> datetime | None:
+    """When a schedule that begins now first fires."""
     return None if interval is None else at + timedelta(seconds=interval)
 
 

@@ -8,14 +8,15 @@ from typing import Any
 
 import asyncpg
 import structlog
-from infra.tail import Tail
 
 import projections
 from domain import messages
 from infra.config import Projector as Settings
 from infra.db import CONNECTION_LOST, Database
 from infra.eventstore.store import Store
+from infra.tail import Tail
 from projections.table import Connection, Projection, schema
+from services.main import Process
 
 log = structlog.get_logger()
 
@@ -221,3 +222,8 @@ class Projector:
         )
         if moved != f"UPDATE {len(live)}":
             raise Overtaken
+
+
+async def run(process: Process) -> None:
+    """The role."""
+    await Projector(process.db, process.store, process.tail, process.settings.projector).run()

@@ -1,0 +1,89 @@
+"""The kinds of job: what each needs to know, and how an integration's configuration becomes that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Raw, Struct
+
+from domain import errors, jobs
+from domain.plans import files
+
+Text = Annotated[str, Meta(min_length=1, max_length=4096)]
+
+
+class Options(Struct, frozen=True, rename="camel", omit_defaults=True):
+    """What a request may say about one job; `projects`, `entities` and `exclude` select."""
+
+    force: bool = False
+    include_archived: bool = False
+    batch_size: Annotated[int, Meta(ge=1, le=1_000_000)] = 50
+    projects: tuple[Text, ...] = ()
+    entities: tuple[Text, ...] = ()
+    exclude: tuple[Text, ...] = ()
+
+
+class FilesConfig(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+    """The configuration of an integration of kind `files`; paths are absolute and lie under a root."""
+
+    source_directory: Text
+    target_directory: Text
+    delete_missing_in_target: bool = False
+    verify_integrity: bool = True
+    exclude_patterns: tuple[Text, ...] = ()
+
+
+class Kind(Struct, frozen=True):
+    """`spec` and `result` are what the job's events hold; `config` is an integration's; `make` turns one into the
+    other; `target` names what must not be worked on twice at once."""
+
+    spec: type[Any]
+    result: type[Any]
+    config: type[Any]
+    make: Callable[[Any, jobs.Type, Options], Any]
+    target: Callable[[Any], str | None]
+
+
+def _files(config: FilesConfig, type: jobs.Type, options: Options) -> files.Spec:
+    if type == "selective_sync" and not options.entities:
+        raise errors.Invalid("A selective sync of files needs options.entities: the sub-paths to sync")
+    modes = {"full_sync": "full", "incremental_sync": "incremental", "selective_sync": "selective"}
+    return files.Spec(
+        source_directory=config.source_directory,
+        target_directory=config.target_directory,
+        delete_missing_in_target=config.delete_missing_in_target,
+        verify_integrity=config.verify_integrity,
+        exclude_patterns=(*config.exclude_patterns, *options.exclude),
+        mode=modes[type],
+        entities=options.entities,
+        force=options.force,
+    )
+
+
+KINDS: Mapping[str, Kind] = {
+    "files": Kind(files.Spec, files.Result, FilesConfig, _files, lambda spec: spec.target_directory),
+}
+
+
+def kind(name: str) -> Kind:
+    """Raises errors.Invalid for an unknown kind."""
+    if name not in KINDS:
+        raise errors.Invalid(f"Unknown kind; there are {', '.join(sorted(KINDS))}")
+    return KINDS[name]
+
+
+def configuration(name: str, config: Any) -> Raw:
+    """A kind's configuration, checked and in its canonical form. Raises errors.Invalid."""
+    try:
+        checked = msgspec.convert(config, kind(name).config)
+    except msgspec.ValidationError as error:
+        raise errors.Invalid(f"config: {error}") from None
+    return Raw(msgspec.json.encode(checked))
+
+
+def spec(name: str, config: Raw | str, type: jobs.Type, options: Options) -> Any:
+    """The specification of a job of an integration. Raises errors.Invalid."""
+    found = kind(name)
+    return found.make(msgspec.json.decode(config, type=found.config), type, options)

@@ -1,0 +1,17 @@
+"""The core process: relay, sealer, projector, scheduler."""
+
+from __future__ import annotations
+
+import sys
+
+from services import main, projector, relay, scheduler
+
+ROLES = {
+    "relay": relay.run,
+    "sealer": relay.run_sealer,
+    "projector": projector.run,
+    "scheduler": scheduler.run,
+}
+
+if __name__ == "__main__":
+    sys.exit(main.main("core", lambda _: ROLES))

@@ -1,0 +1,91 @@
+"""The gateway's application: the visible list of routes, and what stands around them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from litestar import Litestar
+
+from domain import keys
+from projections import keys as keys_read
+from services.gateway import dialects, feeds, files, health, integrations, jobs, limits, openapi
+from services.gateway.auth import Authenticator, Principal
+from services.gateway.consistency import Reads
+from services.gateway.cors import Cors
+from services.gateway.dialects import OURS
+from services.gateway.edge import Edge
+from services.gateway.routes import Api, Call, Route, endpoints
+from services.gateway.waits import Waits
+from services.main import Process
+
+
+def routes(metrics: health.Metrics) -> Sequence[Route]:
+    """Every route of the gateway."""
+    listed = (*jobs.ROUTES, *integrations.ROUTES, *files.ROUTES, *feeds.ROUTES, *health.routes(metrics))
+    made = openapi.document(listed, health.VERSION)
+
+    async def document(call: Call) -> Any:
+        return openapi.schema(made)
+
+    async def page(call: Call) -> Any:
+        return openapi.page()
+
+    async def script(call: Call) -> Any:
+        return openapi.script()
+
+    return (
+        *listed,
+        Route("GET", "/schema", page, OURS, "The documentation", open=True, answers={200: str}),
+        Route("GET", "/schema/openapi.json", document, OURS, "The OpenAPI document", open=True, answers={200: dict}),
+        Route("GET", "/schema/rapidoc-min.js", script, OURS, "The page's program", open=True, answers={200: str}),
+    )
+
+
+class Gateway:
+    """One gateway: `app` is its ASGI application; `run` keeps what it follows up to date."""
+
+    def __init__(self, process: Process, ports: Sequence[int]) -> None:
+        settings = process.settings
+        self.process = process
+        cors = Cors(settings.gateway, ports)
+        limiter = limits.Limiter(settings.gateway.rate_limit_per_minute)
+        metrics = health.Metrics()
+        self.reads = Reads(process.db, settings.gateway, settings.tail.client_poll_s)
+        self.waits = Waits(process.store, process.tail)
+        self.authenticator = Authenticator(
+            self._look_up, cors, limiter, open_loopback=bool(settings.auth.open_loopback)
+        )
+        api = Api(process, self.authenticator, self.reads, self.waits, metrics.observe)
+        litestar = Litestar(
+            route_handlers=endpoints(api, routes(metrics)),
+            exception_handlers={Exception: dialects.handle},
+            openapi_config=None,
+        )
+        self.app = Edge(litestar, cors, limiter)
+
+    async def _look_up(self, token_sha256: str) -> Principal | None:
+        row = await keys_read.by_token(self.process.db, token_sha256)
+        if row is None:
+            return None
+        return Principal(
+            tenant=row.tenant,
+            id=row.id,
+            kind="key",
+            name=row.name,
+            scopes=frozenset(row.scopes),
+            roots=row.roots,
+            connections=row.connections,
+        )
+
+    async def watch_keys(self) -> None:
+        """A revoked key opens nothing from the moment its event is read, in this process and every other."""
+        tail = self.process.tail
+        subscription = tail.subscribe(tail.position)
+        try:
+            async for page in subscription:
+                for recorded in page:
+                    if isinstance(recorded.event, keys.Revoked):
+                        self.authenticator.revoke(recorded.id)
+        finally:
+            subscription.close()

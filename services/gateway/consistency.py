@@ -1,0 +1,107 @@
+"""Read-your-writes: a read waits, for a while, until the read models have passed what its principal wrote."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import OrderedDict
+
+import asyncpg
+import structlog
+
+import projections
+from domain import errors
+from infra.config import Gateway
+from infra.db import CONNECTION_LOST, Database
+
+log = structlog.get_logger("gateway")
+
+_PRINCIPALS = 10_000
+_POSITION = (
+    "select min(t.pos) from unnest($1::text[], $2::int[]) as p(name, generation)"
+    " left join undrift.tracking t on t.projection = p.name and t.generation = p.generation having count(t.pos) = $3"
+)
+
+
+class Reads:
+    """Follows the position of this program's generation of read models, by NOTIFY and by polling."""
+
+    def __init__(self, database: Database, settings: Gateway, poll_s: float) -> None:
+        self._database, self._wait_s, self._poll_s = database, settings.read_wait_s, poll_s
+        self._written: OrderedDict[str, int] = OrderedDict()
+        self._waiting: set[tuple[int, asyncio.Future[None]]] = set()
+        self._changed = asyncio.Event()
+        self.position = -1  # until the read models exist
+
+    def wrote(self, principal: str, position: int) -> None:
+        self._written[principal] = max(position, self._written.get(principal, 0))
+        self._written.move_to_end(principal)
+        if len(self._written) > _PRINCIPALS:
+            self._written.popitem(last=False)
+
+    async def wait(self, principal: str, asked: int | None = None) -> int:
+        """The position that a read sees. Raises Unavailable when the one that was asked for is not reached in time."""
+        own = self._written.get(principal, 0)
+        needed = max(own, asked or 0)
+        if self.position < needed:
+            await self.reached(needed, self._wait_s)
+            if self.position < (asked or 0):
+                raise errors.Unavailable("The read models have not come that far yet", retry_after=1)
+        return self.position
+
+    async def reached(self, position: int, timeout_s: float) -> bool:
+        """Waits until the read models have passed a position."""
+        if self.position >= position:
+            return True
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.add(entry := (position, future))
+        try:
+            async with asyncio.timeout(timeout_s):
+                await future
+            return True
+        except TimeoutError:
+            return False
+        finally:
+            self._waiting.discard(entry)
+
+    async def run(self) -> None:
+        """Serves until cancelled."""
+        while True:
+            try:
+                await self._follow()
+            except CONNECTION_LOST as error:
+                log.warning("lost sight of the read models' position", reason=type(error).__name__)
+                await asyncio.sleep(self._poll_s)
+
+    async def _follow(self) -> None:
+        connection = await self._database.connect()
+        try:
+            await connection.add_listener("undrift_applied", self._hear)
+            while not connection.is_closed():
+                await self._poll(connection)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._poll_s):
+                        await self._changed.wait()
+                        while self._changed.is_set():  # while notices come, there is nothing to ask for
+                            self._changed.clear()
+                            await asyncio.sleep(self._poll_s / 4)
+        finally:
+            connection.terminate()
+
+    async def _poll(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        names = [one.NAME for one in projections.ALL]
+        generations = [one.GENERATION for one in projections.ALL]
+        position = await connection.fetchval(_POSITION, names, generations, len(names))
+        if position is not None:
+            self._move(position)
+
+    def _hear(self, connection: object, pid: int, channel: str, payload: object) -> None:
+        self._changed.set()
+        if self.position >= 0:  # a notice says nothing about generations that do not exist yet
+            self._move(int(str(payload)))
+
+    def _move(self, position: int) -> None:
+        self.position = max(self.position, position)
+        for needed, future in list(self._waiting):
+            if needed <= self.position and not future.done():
+                future.set_result(None)

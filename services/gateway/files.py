@@ -1,0 +1,175 @@
+"""File synchronization as the EonaCat document has it: the result in the response, a plan on request."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+
+from domain import errors, jobs
+from domain.plans import files
+from infra.eventstore.store import Done, Wish
+from services.gateway import headers
+from services.gateway.dialects import EONACAT, Reply, Timestamp, timestamp_s
+from services.gateway.routes import Call, Route
+
+Text = Annotated[str, Meta(min_length=1, max_length=4096)]
+
+
+class Request(Struct, rename="camel"):
+    """`force` (ours) carries out what a deletion guard would hold."""
+
+    source_directory: Text
+    target_directory: Text
+    delete_missing_in_target: bool = False
+    verify_integrity: bool = True
+    exclude_patterns: list[str] = []
+    force: bool = False
+
+
+class SyncResponse(Struct, rename="camel"):
+    success: bool
+    changes_applied: int
+    conflicts_encountered: int
+    errors: list[str]
+    synced_at: Timestamp
+    execution_time_ms: int
+
+
+class Accepted(Struct, rename="camel"):
+    job_id: str
+    status: str
+
+
+class Action(Struct, rename="camel"):
+    action: str
+    path: str
+    reason: str
+    conflict: bool | UnsetType = UNSET
+
+
+class Plan(Struct, rename="camel"):
+    """What would be done; `planHash` as `If-Match` applies exactly this. `actions` are the first of `actionCount`;
+    `held` says which guard would hold it."""
+
+    plan_hash: str
+    action_count: int
+    created: int
+    updated: int
+    deleted: int
+    conflicts: int
+    bytes: int
+    actions: list[Action]
+    held: str | None
+
+
+def _spec(body: Request, plan: str | None) -> files.Spec:
+    return files.Spec(
+        source_directory=body.source_directory,
+        target_directory=body.target_directory,
+        delete_missing_in_target=body.delete_missing_in_target,
+        verify_integrity=body.verify_integrity,
+        exclude_patterns=tuple(body.exclude_patterns),
+        force=body.force,
+        plan_hash=plan,
+    )
+
+
+async def sync(call: Call) -> Any:
+    body = await call.body(Request)
+    prefer = headers.prefer(call.fields)
+    spec = _spec(body, headers.if_match(call.fields))
+    if prefer.plan:
+        return await _plan(call, spec)
+    done = await call.earlier(jobs)
+    if done is None:
+        queued = _queued(call, spec, later=prefer.respond_async)
+        done = await call.execute([Wish(jobs, queued.ticket.job, jobs.Queue(queued), fresh=True)])
+    if prefer.respond_async:
+        return _accepted(call, done)
+    return await _result(call, done)
+
+
+def _queued(call: Call, spec: files.Spec, *, later: bool) -> jobs.Queued:
+    ticket = jobs.Ticket(
+        job=f"sync-job-{uuid.uuid4()}",
+        kind="files",
+        type="full_sync" if spec.verify_integrity else "incremental_sync",
+        lane="later" if later else "now",
+        target=spec.target_directory,
+    )
+    return jobs.Queued(
+        ticket=ticket,
+        spec=Raw(msgspec.json.encode(spec)),
+        roots=call.principal.roots,
+        waited=not later,
+    )
+
+
+async def _plan(call: Call, spec: files.Spec) -> Reply:
+    process = call.api.process
+    ask = msgspec.json.encode({"spec": spec, "roots": call.principal.roots, "tenant": call.tenant})
+    answer = await process.bus.ask("files.plan", ask, process.settings.jobs.wait_s)
+    return call.reply(msgspec.json.decode(answer, type=Plan), await call.caught_up())
+
+
+def _accepted(call: Call, done: Done) -> Reply:
+    job = done.events[0].id
+    extra = [(b"location", f"/api/sync/jobs/{job}".encode())]
+    return call.reply(Accepted(job, "queued"), done.position, 202, extra)
+
+
+async def _result(call: Call, done: Done) -> Reply:
+    """From the job's own end, never from a read model; 202 when time is up or this process stops."""
+    process = call.api.process
+    stream = done.events[0].stream
+    ended = await call.api.waits.ended(stream, process.settings.jobs.wait_s, process.stopping)
+    if ended is None:
+        return _accepted(call, done)
+    call.api.reads.wrote(call.principal.actor, ended.position)
+    match ended.event:
+        case jobs.Completed() as event:
+            result = msgspec.json.decode(event.result, type=files.Result)
+            return call.reply(response(result, event, ended.recorded_at), ended.position)
+        case jobs.Failed() as event:
+            raise failure(event)
+        case _:
+            raise errors.SyncFailed("The job was stopped")
+
+
+def response(result: files.Result, event: jobs.Completed, at: datetime) -> SyncResponse:
+    return SyncResponse(
+        success=event.counters.errors == 0,
+        changes_applied=result.changes_applied,
+        conflicts_encountered=result.conflicts,
+        errors=list(result.errors),
+        synced_at=timestamp_s(at),
+        execution_time_ms=event.duration_ms,
+    )
+
+
+_ERRORS = errors.catalogue()
+
+
+def failure(event: jobs.Failed) -> errors.Error:
+    """The error that a job ended with, as it was raised where the work was done."""
+    return _ERRORS.get(event.code, errors.SyncFailed)(event.message, **event.details)
+
+
+ROUTES: Sequence[Route] = (
+    Route(
+        "POST",
+        "/api/v1/sync/files",
+        sync,
+        EONACAT,
+        "Synchronize two folders; `Prefer: return=plan` answers with the plan, `If-Match: <planHash>` applies it",
+        needs="files:write",
+        body=Request,
+        answers={200: SyncResponse | Plan, 202: Accepted},
+        errors=(400, 401, 403, 404, 409, 412, 413, 415, 422, 429, 500, 503, 507),
+    ),
+)

@@ -1,0 +1,488 @@
+"""Sync jobs: the routes of the Sync Management document."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+
+import msgspec
+import structlog
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+
+from domain import errors, integrations, jobs, kinds, messages
+from infra.eventstore.recorder import Claimed
+from infra.eventstore.store import Done, Wish
+from projections import integrations as integrations_read
+from projections import jobs as jobs_read
+from services.gateway import bodies
+from services.gateway.dialects import JOBS, Timestamp, timestamp_ms
+from services.gateway.routes import Call, Parameter, Route
+from services.worker import progress
+
+log = structlog.get_logger("gateway")
+
+LIMIT = 20
+LIMIT_MAX = 100
+_TYPES: dict[str, jobs.Type] = {
+    name: full
+    for full in ("full_sync", "incremental_sync", "selective_sync")
+    for name in (full, full.removesuffix("_sync"))
+}
+
+
+class Outcome(Struct, rename="camel"):
+    processed: int
+    created: int
+    updated: int
+    deleted: int
+    errors: int
+
+
+class Line(Struct, rename="camel"):
+    timestamp: Timestamp
+    level: str
+    message: str
+
+
+class Fault(Struct, rename="camel"):
+    """Why a job failed, or what it waits for; `plan` is the hash that a confirmation must name."""
+
+    code: str
+    message: str
+    plan: str | UnsetType = UNSET
+
+
+class Job(Struct, rename="camel"):
+    id: str
+    kind: str
+    type: str
+    status: str
+    progress: int
+    created_at: Timestamp
+    integration_id: str | UnsetType = UNSET
+    started_at: Timestamp | UnsetType = UNSET
+    completed_at: Timestamp | UnsetType = UNSET
+    duration: int | UnsetType = UNSET
+    result: Outcome | UnsetType = UNSET
+    error: Fault | UnsetType = UNSET
+
+
+class Detail(Job, rename="camel"):
+    stage: str | UnsetType = UNSET
+    estimated_completion: Timestamp | UnsetType = UNSET
+    stats: Outcome | UnsetType = UNSET
+    logs: list[Line] = []
+
+
+class Listing(Struct):
+    jobs: list[Job]
+    total: int
+
+
+class Create(Struct, rename="camel"):
+    integration_id: Annotated[str, Meta(min_length=1, max_length=255)]
+    type: str
+    options: kinds.Options = kinds.Options()
+
+
+class Created(Struct, rename="camel"):
+    success: bool
+    job_id: str
+    status: str
+    estimated_duration: int
+
+
+class Resume(Struct):
+    confirm: Annotated[str, Meta(max_length=128)] | None = None
+
+
+class Stop(Struct):
+    graceful: bool = True
+
+
+class StopAll(Struct, rename="camel"):
+    integration_id: Annotated[str, Meta(max_length=255)] | None = None
+
+
+class Changed(Struct, rename="camel"):
+    success: bool
+    job_id: str
+    status: str
+    message: str
+
+
+class StoppedAll(Struct, rename="camel"):
+    success: bool
+    stopped_jobs: int
+    jobs: list[str]
+
+
+class Interval(Struct):
+    interval: Annotated[int, Meta(ge=1, le=integrations.INTERVAL_MAX)]
+
+
+class IntervalChanged(Struct, rename="camel"):
+    success: bool
+    job_id: str
+    old_interval: int | None
+    new_interval: int
+    next_run: Timestamp | None
+
+
+class Delete(Struct, rename="camel"):
+    delete_logs: bool = False
+
+
+class Deleted(Struct):
+    success: bool
+    deleted: str
+
+
+class Logs(Struct):
+    logs: list[Line]
+    next: int
+
+
+def job_type(text: str) -> jobs.Type:
+    """With and without the suffix. Raises errors.Invalid."""
+    if text not in _TYPES:
+        raise errors.Invalid(f"Unknown type; there are {', '.join(sorted(set(_TYPES.values())))}")
+    return _TYPES[text]
+
+
+def new_id() -> str:
+    return f"sync-job-{uuid.uuid4()}"
+
+
+def outcome(counters: jobs.Counters) -> Outcome:
+    return Outcome(counters.processed, counters.created, counters.updated, counters.deleted, counters.errors)
+
+
+def _job(row: jobs_read.Row, shape: type[Any] = Job) -> Any:
+    made = shape(
+        id=row.id,
+        kind=row.kind,
+        type=row.type,
+        status=row.status,
+        progress=row.progress,
+        created_at=timestamp_ms(row.created_at),
+    )
+    made.integration_id = UNSET if row.integration is None else row.integration
+    made.started_at = UNSET if row.started_at is None else timestamp_ms(row.started_at)
+    if row.status in ("completed", "failed", "stopped"):
+        made.completed_at = UNSET if row.completed_at is None else timestamp_ms(row.completed_at)
+        made.duration = UNSET if row.duration_ms is None else row.duration_ms
+        made.result = outcome(row.counters)
+    if row.error is not None:
+        made.error = msgspec.json.decode(row.error, type=Fault)
+    return made
+
+
+async def list_(call: Call) -> Any:
+    query = call.query()
+    status = query.get("status")
+    status = "queued" if status == "pending" else status
+    if status is not None and status not in jobs.STATUSES:
+        raise errors.Invalid(f"Unknown status; there are {', '.join(jobs.STATUSES)}")
+    limit = bodies.integer(query, "limit", LIMIT, 1, LIMIT_MAX)
+    position = await call.caught_up()
+    actor = None if call.principal.may("jobs:read") else call.principal.actor
+    rows, total = await jobs_read.list_(
+        call.api.process.db, call.tenant, status, query.get("integrationId"), limit, actor
+    )
+    return call.reply(Listing([_job(row) for row in rows], total), position)
+
+
+async def _row(call: Call) -> tuple[jobs_read.Row, int]:
+    """The job of the path. A key may always read the jobs that it queued."""
+    position = await call.caught_up()
+    row = await jobs_read.get(call.api.process.db, call.tenant, call.path("job_id"))
+    if row is None:
+        raise errors.NotFound("There is no such job", kind="job")
+    if not call.principal.may("jobs:read") and row.actor != call.principal.actor:
+        raise errors.Forbidden("This needs the scope jobs:read")
+    return row, position
+
+
+async def show(call: Call) -> Any:
+    row, position = await _row(call)
+    detail: Detail = _job(row, Detail)
+    process = call.api.process
+    fine = await progress.read(process.db, row.id) if row.status in jobs.OPEN else None
+    counters, stage, at = row.counters, row.stage, row.progress
+    if fine is not None and fine.progress >= at:
+        counters, stage, at = fine.counters, fine.stage, fine.progress
+    detail.progress, detail.stats = at, outcome(counters)
+    detail.stage = UNSET if stage is None else stage
+    if row.status == "running" and row.started_at is not None and 0 < at < 100:
+        elapsed = datetime.now(UTC) - row.started_at
+        detail.estimated_completion = timestamp_ms(row.started_at + max(elapsed, timedelta()) * (100 / at))
+    lines = await progress.newest_lines(process.db, call.tenant, row.id, process.settings.jobs.log_lines)
+    detail.logs = [Line(timestamp_ms(line.at), line.level, line.message) for line in lines]
+    return call.reply(detail, position)
+
+
+async def logs(call: Call) -> Any:
+    after = bodies.integer(call.query(), "after", 0, 0, 2**62)
+    limit = bodies.integer(call.query(), "limit", 1000, 1, 1000)
+    lines = await progress.lines(call.api.process.db, call.tenant, call.path("job_id"), after, limit)
+    if not lines and not await _ever(call):
+        raise errors.NotFound("There is no such job", kind="job")
+    shown = [Line(timestamp_ms(line.at), line.level, line.message) for line in lines]
+    return call.reply(Logs(shown, lines[-1].seq if lines else after), await call.caught_up())
+
+
+async def _ever(call: Call) -> bool:
+    stream = messages.stream(jobs.STREAM, call.tenant, call.path("job_id"))
+    return bool(await call.api.process.store.stream(stream))
+
+
+async def create(call: Call) -> Any:
+    body = await call.body(Create)
+    kind = job_type(body.type)
+    done = await call.earlier(jobs)
+    if done is None:
+        await call.caught_up()
+        queued = await queue(call, body.integration_id, kind, body.options)
+        done = await call.execute([Wish(jobs, queued.ticket.job, jobs.Queue(queued), fresh=True)])
+    queued = _queued(done)
+    return call.reply(Created(True, queued.ticket.job, "queued", queued.estimated_ms), done.position)
+
+
+def _queued(done: Done) -> jobs.Queued:
+    return next(one.event for one in done.events if isinstance(one.event, jobs.Queued))
+
+
+async def queue(call: Call, integration: str, type: jobs.Type, options: kinds.Options) -> jobs.Queued:
+    """A job of an integration, ready to be queued. Raises NotFound, Invalid, RecentSync."""
+    process = call.api.process
+    row = await integrations_read.get(process.db, call.tenant, integration)
+    if row is None:
+        raise errors.NotFound("There is no such integration", kind="integration")
+    return queued(row, type, options, process.settings.jobs.min_full_interval_s, datetime.now(UTC))
+
+
+def queued(
+    row: integrations_read.Row,
+    type: jobs.Type,
+    options: kinds.Options,
+    min_full_interval_s: float,
+    now: datetime,
+    due: datetime | None = None,
+) -> jobs.Queued:
+    """A job of an integration; an incremental one without a baseline becomes a full one. Raises RecentSync, Invalid."""
+    promoted = type == "incremental_sync" and row.baseline_at is None
+    chosen: jobs.Type = "full_sync" if promoted else type
+    recent = row.baseline_at is not None and now - row.baseline_at < timedelta(seconds=min_full_interval_s)
+    if chosen == "full_sync" and recent and not (options.force or promoted or due is not None):
+        raise errors.RecentSync()
+    spec = kinds.spec(row.kind, row.config, chosen, options)
+    ticket = jobs.Ticket(
+        job=new_id(),
+        kind=row.kind,
+        type=chosen,
+        lane="later",
+        integration=row.id,
+        target=kinds.kind(row.kind).target(spec),
+    )
+    return jobs.Queued(
+        ticket=ticket,
+        spec=Raw(msgspec.json.encode(spec)),
+        options=Raw(msgspec.json.encode(options)),
+        requested_type=type if promoted else None,
+        estimated_ms=row.estimate(chosen),
+        trigger="request" if due is None else "schedule",
+        due=due,
+    )
+
+
+async def resume(call: Call) -> Any:
+    body = await call.optional_body(Resume) or Resume()
+    id = call.path("job_id")
+    try:
+        done = await call.execute([Wish(jobs, id, jobs.Resume(body.confirm))])
+    except Claimed:  # another job of the integration, or of the target, runs
+        done = await call.execute([Wish(jobs, id, jobs.Resume(body.confirm, running=False))])
+    status = done.state.status
+    text = "Job resumed" if status == "running" else "Job queued behind another one"
+    return call.reply(Changed(True, id, status, text), done.position)
+
+
+async def stop(call: Call) -> Any:
+    body = await call.optional_body(Stop) or Stop()
+    id = call.path("job_id")
+    done = await call.execute([Wish(jobs, id, jobs.Stop(body.graceful))])
+    status = done.state.status
+    text = "Job stop requested" if status == "stopping" else "Job stopped"
+    return call.reply(Changed(True, id, status, text), done.position)
+
+
+async def stop_all(call: Call) -> Any:
+    body = await call.optional_body(StopAll) or StopAll()
+    done = await call.earlier(jobs)
+    if done is None:
+        done = await stop_open(call, body.integration_id)
+    stopped = list(dict.fromkeys(recorded.id for recorded in done.events))
+    return call.reply(StoppedAll(True, len(stopped), stopped), done.position)
+
+
+async def stop_open(call: Call, integration: str | None, *more: Wish) -> Done:
+    """Stops what is queued or running, and carries out `more`, as one command. What ended meanwhile is left out."""
+    for _ in range(8):
+        await call.caught_up()
+        rows = await jobs_read.open_jobs(call.api.process.db, call.tenant, integration)
+        wishes = [Wish(jobs, row.id, jobs.Stop()) for row in rows if row.status != "stopping"]
+        try:
+            return await call.execute([*more, *wishes])
+        except errors.InvalidState as error:  # one ended between the list and the command
+            log.info("a job ended before it was stopped", reason=error.message)
+            call.api.reads.wrote(call.principal.actor, await call.api.process.store.head())
+    raise errors.Conflict()
+
+
+async def interval(call: Call) -> Any:
+    body = await call.body(Interval)
+    job = (
+        await call.api.process.store.load(jobs, messages.stream(jobs.STREAM, call.tenant, call.path("job_id")))
+    ).state
+    if job.queued is None or job.deleted:
+        raise errors.NotFound("There is no such job", kind="job")
+    if job.queued.ticket.integration is None:
+        raise errors.InvalidState("The job has no integration, so no schedule")
+    done = await call.execute(
+        [Wish(integrations, job.queued.ticket.integration, integrations.Change(interval=body.interval))]
+    )
+    return call.reply(await _interval_changed(call, done), done.position)
+
+
+async def _interval_changed(call: Call, done: Done) -> IntervalChanged:
+    """From the events alone: the interval before, and when the new one first comes round."""
+    new = done.state.interval
+    if not done.events:
+        return IntervalChanged(True, call.path("job_id"), new, new, None)
+    changed = done.events[0]
+    before = await call.api.process.store.load(integrations, changed.stream, until=changed.position - 1)
+    next_run = changed.recorded_at + timedelta(seconds=new)
+    return IntervalChanged(True, call.path("job_id"), before.state.interval, new, timestamp_ms(next_run))
+
+
+async def delete(call: Call) -> Any:
+    body = await call.optional_body(Delete) or Delete()
+    id = call.path("job_id")
+    done = await call.execute([Wish(jobs, id, jobs.Delete(body.delete_logs))])
+    if any(isinstance(one.event, jobs.Deleted) and one.event.logs for one in done.events):
+        await progress.erase(call.api.process.db, call.tenant, id)
+    return call.reply(Deleted(True, id), done.position)
+
+
+_STATUS = Parameter("status", {"type": "string", "enum": [*jobs.STATUSES, "pending"]}, "`pending` means `queued`")
+_LIMIT = Parameter("limit", {"type": "integer", "default": LIMIT}, f"clamped to 1..{LIMIT_MAX}")
+_WRITE = (400, 401, 403, 404, 409, 413, 415, 422, 503)
+
+ROUTES: Sequence[Route] = (
+    Route(
+        "GET",
+        "/api/sync/jobs",
+        list_,
+        JOBS,
+        "List jobs, the newest first",
+        query=(_STATUS, Parameter("integrationId", {"type": "string"}), _LIMIT),
+        answers={200: Listing},
+        errors=(400, 401, 503),
+    ),
+    Route(
+        "POST",
+        "/api/sync/jobs",
+        create,
+        JOBS,
+        "Queue a job of an integration",
+        needs="jobs:write",
+        body=Create,
+        answers={200: Created},
+        errors=_WRITE,
+    ),
+    Route(
+        "POST",
+        "/api/sync/jobs/stop-all",
+        stop_all,
+        JOBS,
+        "Stop what is queued or running",
+        needs="jobs:write",
+        body=StopAll,
+        body_required=False,
+        answers={200: StoppedAll},
+        errors=_WRITE,
+    ),
+    Route(
+        "GET",
+        "/api/sync/jobs/{job_id:str}",
+        show,
+        JOBS,
+        "One job with its progress and newest log lines",
+        answers={200: Detail},
+        errors=(400, 401, 403, 404, 503),
+    ),
+    Route(
+        "DELETE",
+        "/api/sync/jobs/{job_id:str}",
+        delete,
+        JOBS,
+        "Delete a job that has ended",
+        needs="jobs:write",
+        body=Delete,
+        body_required=False,
+        answers={200: Deleted},
+        errors=_WRITE,
+    ),
+    Route(
+        "GET",
+        "/api/sync/jobs/{job_id:str}/logs",
+        logs,
+        JOBS,
+        "All log lines of a job, also of a deleted one",
+        needs="jobs:read",
+        query=(
+            Parameter("after", {"type": "integer", "default": 0}),
+            Parameter("limit", {"type": "integer", "default": 1000}, "clamped to 1..1000"),
+        ),
+        answers={200: Logs},
+        errors=(400, 401, 403, 404, 503),
+    ),
+    Route(
+        "POST",
+        "/api/sync/jobs/{job_id:str}/resume",
+        resume,
+        JOBS,
+        "Resume a paused or failed job; `confirm` is the hash of a plan that a guard holds",
+        needs="jobs:write",
+        body=Resume,
+        body_required=False,
+        answers={200: Changed},
+        errors=_WRITE,
+    ),
+    Route(
+        "POST",
+        "/api/sync/jobs/{job_id:str}/stop",
+        stop,
+        JOBS,
+        "Stop a job; `graceful` lets the operation under way finish",
+        needs="jobs:write",
+        body=Stop,
+        body_required=False,
+        answers={200: Changed},
+        errors=_WRITE,
+    ),
+    Route(
+        "PUT",
+        "/api/sync/jobs/{job_id:str}/interval",
+        interval,
+        JOBS,
+        "Change the schedule of a job's integration, in seconds",
+        needs="jobs:write",
+        body=Interval,
+        answers={200: IntervalChanged},
+        errors=_WRITE,
+    ),
+)

@@ -1,0 +1,163 @@
+"""Roles into processes: builds what every role needs once, runs the roles, ends them on SIGTERM."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import structlog
+import uvloop
+
+from domain import events
+from infra import config, secrets
+from infra import log as logging
+from infra.blobs import Blobs
+from infra.bus import Bus
+from infra.db import CONNECTION_LOST, Database, NotDurable, assert_durable
+from infra.eventstore import epochs
+from infra.eventstore.mapper import Mapper
+from infra.eventstore.migrate import Drift, migrate
+from infra.eventstore.store import Store
+from infra.eventstore.writer import Writer
+from infra.leases import Leases
+from infra.tail import Tail
+from services import supervised
+
+log = structlog.get_logger("process")
+
+
+@dataclass
+class Process:
+    """What the roles of one process share."""
+
+    name: str
+    settings: config.Settings
+    master: bytes
+    db: Database
+    store: Store
+    writer: Writer
+    tail: Tail
+    bus: Bus
+    leases: Leases
+    blobs: Blobs
+    epoch: int
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+    announced: dict[str, object] = field(default_factory=dict)
+
+
+Role = Callable[[Process], Awaitable[None]]
+
+
+@asynccontextmanager
+async def process(name: str, settings: config.Settings, *, clients: bool = False) -> AsyncIterator[Process]:
+    """Builds a process and takes it down again. `clients` is for those that hold client connections: their tail
+    polls more often.
+
+    Raises NotDurable or migrate.Drift where running would not be safe.
+    """
+    master = secrets.load_master(settings.directory)
+    await _reachable(settings.database.url)
+    db = Database(settings.database.url, settings.database.connections, name=f"undrift {name}")
+    if settings.database.durable:
+        await assert_durable(db)
+    epoch = await epochs.open_epoch(db)
+    writer = Writer(db, settings.eventstore)
+    store = Store(db, Mapper(events.REGISTRY, keyring=secrets.Keyring(db, master)), writer)
+    bus = Bus(settings.nats.url, settings.nats, name=name)
+    tail = Tail(store, bus, settings.tail, secrets.derive(master, "relay mac"), epoch, client=clients)
+    owner = f"{name}@{socket.gethostname()}/{os.getpid()}/{os.urandom(4).hex()}"
+    leases = Leases(db, owner, settings.jobs.lease_s)
+    built = Process(
+        name=name,
+        settings=settings,
+        master=master,
+        db=db,
+        store=store,
+        writer=writer,
+        tail=tail,
+        bus=bus,
+        leases=leases,
+        blobs=Blobs(settings.directory / "blobs"),
+        epoch=epoch,
+    )
+    writing = asyncio.create_task(writer.run())
+    try:
+        await bus.connect()
+        await tail.start()
+        yield built
+    finally:
+        built.stopping.set()
+        await tail.stop()
+        await bus.close()
+        writing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await writing
+        await db.close()
+
+
+async def _reachable(dsn: str) -> None:
+    """Brings the database to the present schema as soon as it answers."""
+    patience = 60
+    while True:
+        try:
+            await migrate(dsn)
+            return
+        except CONNECTION_LOST as error:
+            patience -= 1
+            if not patience:
+                raise
+            log.info("waiting for Postgres", reason=type(error).__name__)
+            await asyncio.sleep(0.5)
+
+
+async def serve(name: str, roles: Mapping[str, Role], settings: config.Settings, *, clients: bool = False) -> None:
+    """Runs the roles until SIGTERM or SIGINT; a role that ends by itself ends the process with its error."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stop.set)
+    async with process(name, settings, clients=clients) as built, asyncio.TaskGroup() as group:
+        running = [group.create_task(_named(role, built), name=key) for key, role in roles.items()]
+        running.append(group.create_task(supervised.announce(built.announced, built.ready)))
+        if not clients:
+            built.ready.set()
+        log.info("started", process=name, roles=list(roles), epoch=built.epoch)
+        await stop.wait()
+        built.stopping.set()
+        log.info("stopping", process=name)
+        for task in running:
+            task.cancel()
+
+
+async def _named(role: Role, built: Process) -> None:
+    await role(built)
+    if not built.stopping.is_set():
+        raise RuntimeError("a role ended by itself")
+
+
+def main(name: str, roles: Callable[[argparse.Namespace], Mapping[str, Role]], **options: bool) -> int:
+    """The command line of one process: `python -m services.<name> [--config FILE]`."""
+    parser = argparse.ArgumentParser(prog=f"python -m services.{name}", description=f"Undrift's {name} process.")
+    parser.add_argument("--config", help="settings file; UNDRIFT_<SECTION>_<KEY> in the environment wins over it")
+    if name == "worker":
+        parser.add_argument("--lane", choices=("now", "later", "all"), default="all", help="which jobs it takes")
+    arguments = parser.parse_args()
+    try:
+        settings = config.load(arguments.config)
+        if not settings.database.url:
+            raise config.InvalidSetting("database.url (UNDRIFT_DATABASE_URL) is needed; `undrift up` brings its own")
+        logging.setup(settings.log)
+        uvloop.run(serve(name, roles(arguments), settings, **options))
+    except (config.InvalidSetting, NotDurable, Drift) as error:
+        print(f"undrift {name}: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    return 0

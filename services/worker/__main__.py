@@ -1,0 +1,35 @@
+"""A worker process: runs jobs of its lanes and answers asks."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+
+from domain import jobs
+from services import main
+from services.main import Process, Role
+from services.worker import asks
+from services.worker.children import Children
+from services.worker.role import Worker
+
+LANES: Mapping[str, Sequence[jobs.Lane]] = {"now": ("now",), "later": ("later",), "all": ("now", "later")}
+
+
+def roles(arguments: argparse.Namespace) -> Mapping[str, Role]:
+    lanes = LANES[arguments.lane]
+
+    async def work(process: Process) -> None:
+        children = Children(process.settings.jobs.concurrency + asks.CONCURRENCY)
+        await children.warm(1)
+        try:
+            async with asks.answering(process, children):
+                await Worker(process, lanes, children).serve()
+        finally:
+            await children.close()
+
+    return {"worker": work}
+
+
+if __name__ == "__main__":
+    sys.exit(main.main("worker", roles))

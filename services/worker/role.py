@@ -1,0 +1,165 @@
+"""The worker: takes jobs whose lease nobody keeps, runs each in a child, and says in the log how they end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import structlog
+
+from domain import errors, jobs, messages
+from infra.db import CONNECTION_LOST
+from infra.eventstore.recorder import Claimed
+from infra.leases import Lease
+from services.main import Process
+from services.worker import run
+from services.worker.children import Children
+
+log = structlog.get_logger("worker")
+
+_CANDIDATES = (
+    "select c.tenant, c.stream_id, l.owner, l.fence, l.beat from undrift.claims c"
+    " left join undrift.leases l on l.name = c.stream_id"
+    " where c.kind = any ($1) and c.stream_id <> all ($2) order by c.pos limit $3"
+)
+_LOOKED_AT = 200
+_TRANSIENT = (*CONNECTION_LOST, TimeoutError)
+
+
+class Worker:
+    """Runs up to `concurrency` jobs of its lanes; everything about them is in the log and in rows."""
+
+    def __init__(self, process: Process, lanes: Sequence[jobs.Lane], children: Children) -> None:
+        self._process, self._children = process, children
+        self._kinds = [f"work/{lane}" for lane in lanes]
+        self._slots = process.settings.jobs.concurrency
+        self._running: dict[str, tuple[Lease, run.Run, asyncio.Task[None]]] = {}
+        self._blocked: set[str] = set()
+        self._wake = asyncio.Event()
+
+    async def serve(self) -> None:
+        """Until cancelled; then what runs is ended, to be taken up again from its checkpoint."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._listen())
+                group.create_task(self._beat())
+                group.create_task(self._look())
+        finally:
+            await self._leave()
+
+    async def _leave(self) -> None:
+        held = list(self._running.values())
+        grace_s = self._process.settings.jobs.stop_grace_s
+        for _, one, task in held:
+            if not await one.leave():
+                task.cancel()
+        if held:
+            _, late = await asyncio.wait([task for _, _, task in held], timeout=grace_s)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*(task for _, _, task in held), return_exceptions=True)
+
+    async def _listen(self) -> None:
+        subscription = self._process.tail.subscribe(self._process.tail.position)
+        try:
+            async for page in subscription:
+                for recorded in page:
+                    self._hear(recorded)
+        finally:
+            subscription.close()
+
+    def _hear(self, recorded: messages.Recorded) -> None:
+        match recorded.event:
+            case jobs.Queued() | jobs.Resumed():
+                self._wake.set()
+            case jobs.StopRequested():
+                if recorded.stream in self._running:
+                    self._running[recorded.stream][1].stop(recorded.event.graceful)
+                self._wake.set()
+            case jobs.Stopped() | jobs.Completed() | jobs.Failed() | jobs.Held() | jobs.Paused():
+                if recorded.stream in self._running:
+                    self._running[recorded.stream][1].ended_elsewhere(recorded.position)
+                self._blocked.clear()
+                self._wake.set()
+            case _:
+                pass
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(self._process.settings.jobs.beat_s)
+            held = {lease.name: one for lease, one, _ in self._running.values()}
+            try:
+                for name in await self._process.leases.beat([lease for lease, _, _ in self._running.values()]):
+                    held[name].lost()
+            except _TRANSIENT as error:
+                log.warning("the beat of the leases failed", reason=type(error).__name__)
+
+    async def _look(self) -> None:
+        while True:
+            self._wake.clear()
+            try:
+                await self._take_all()
+            except _TRANSIENT as error:
+                log.warning("the queue is out of reach", reason=type(error).__name__)
+                await asyncio.sleep(self._process.settings.jobs.poll_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._process.settings.jobs.poll_s):
+                    await self._wake.wait()
+
+    async def _take_all(self) -> None:
+        """Takes the oldest jobs that nobody works on, as long as there is room."""
+        if len(self._running) >= self._slots:
+            return
+        passed_over = [*self._running, *self._blocked]
+        rows = await self._process.db.fetch(_CANDIDATES, self._kinds, passed_over, _LOOKED_AT)
+        for row in rows:
+            if len(self._running) >= self._slots:
+                return
+            living = row["fence"] is not None and self._process.leases.living(
+                row["stream_id"], row["owner"], row["fence"], row["beat"]
+            )
+            if not living:
+                await self._take(row["tenant"], row["stream_id"])
+
+    async def _take(self, tenant: str, stream: str) -> None:
+        lease = await self._process.leases.take(stream)
+        if lease is None:
+            return
+        job = stream.rpartition("/")[2]
+        state = await self._start(tenant, job, lease)
+        if state is None or state.status != "running":
+            await self._process.leases.release(lease)
+            return
+        one = run.Run(self._process, self._children, tenant, job, lease, state)
+        task = asyncio.create_task(one.serve(), name=job)
+        self._running[stream] = (lease, one, task)
+        task.add_done_callback(lambda _: self._finished(stream))
+
+    async def _start(self, tenant: str, job: str, lease: Lease) -> jobs.Job | None:
+        """The job as it was started under our fence, or None when it is not to be run now."""
+        start = jobs.Start(fence=lease.fence, worker=lease.owner, at=datetime.now(UTC))
+        try:
+            done = await self._process.store.execute(
+                jobs,
+                job,
+                start,
+                tenant=tenant,
+                metadata=messages.Metadata(actor="system:worker"),
+                guards=[lease.guard],
+            )
+        except Claimed:  # another job of its integration, or on its target, runs
+            self._blocked.add(lease.name)
+            return None
+        except errors.Error as error:
+            log.info("a job is not to be started", job=job, reason=error.message)
+            return None
+        state: jobs.Job = done.state
+        return state
+
+    def _finished(self, stream: str) -> None:
+        _, _, task = self._running.pop(stream)
+        self._wake.set()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a run ended in an error of ours", job=stream.rpartition("/")[2], error=repr(error))

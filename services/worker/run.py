@@ -1,0 +1,248 @@
+"""One run of one job: its child, its progress, its log lines, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+from msgspec import Raw
+
+from domain import errors, jobs, messages
+from infra.db import CONNECTION_LOST
+from infra.leases import Lease
+from services.main import Process
+from services.worker import child, engines, progress
+from services.worker.children import Child, Children, Died
+
+log = structlog.get_logger("worker")
+
+ATTEMPTS = 3
+_ROW_S = 0.5
+_LINES = 200
+_STEP = 5
+
+
+class Run:
+    """Ends with a terminal event, or without one when the lease is lost or the process leaves: then another run takes
+    the job up from its checkpoint."""
+
+    def __init__(
+        self, process: Process, children: Children, tenant: str, job: str, lease: Lease, state: jobs.Job
+    ) -> None:
+        assert state.queued is not None
+        self._process, self._children = process, children
+        self._tenant, self._job, self._lease = tenant, job, lease
+        self._state, self._queued = state, state.queued
+        self._metadata = messages.Metadata(actor=f"job:{job}")
+        self._child: Child | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._stopping = state.status == "stopping"
+        self._leaving = False
+        self._gone = False
+        self._now = progress.Progress(state.stage or "initializing", state.progress, state.counters)
+        self._said: tuple[str, int] = (state.stage or "", state.progress)
+        self._lines: list[tuple[datetime, str, str]] = []
+        self._checkpoint: bytes | None = None
+        self._written = 0.0
+        self._work = Path(process.settings.data_dir) / "work" / job
+
+    # What the worker tells it.
+
+    def stop(self, graceful: bool) -> None:
+        """Gracefully: the child finishes the operation under way; otherwise it is ended now."""
+        self._stopping = True
+        if not graceful:
+            self._cut()
+        elif self._child is not None:
+            self._tell_stop(self._child)
+
+    def lost(self) -> None:
+        """Another worker has the lease: nothing more of ours counts."""
+        log.warning("the lease was lost", job=self._job)
+        self._gone = True
+        self._cut()
+
+    def ended_elsewhere(self, position: int) -> None:
+        """The job has ended in the log, by a deadline for instance."""
+        self._gone = True
+        self._cut()
+
+    async def leave(self) -> bool:
+        """This process stops: the child is asked to come to an end; whether there is one to wait for."""
+        self._leaving = True
+        if self._child is None:
+            return False
+        await self._child.tell(child.Stop())
+        return True
+
+    def _cut(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def _tell_stop(self, to: Child) -> None:
+        task = asyncio.create_task(to.tell(child.Stop()))
+        task.add_done_callback(lambda done: done.exception())
+
+    # What it does.
+
+    async def serve(self) -> None:
+        self._task = asyncio.current_task()
+        started = time.monotonic()
+        try:
+            command = await self._outcome(started)
+        except asyncio.CancelledError:
+            if not self._stopping or self._gone:
+                await self._release()
+                raise
+            asyncio.current_task().uncancel()  # type: ignore[union-attr]
+            command = jobs.EndStop(counters=self._now.counters)
+        finally:
+            self._task = None
+            await asyncio.shield(self._close())
+        if command is not None:
+            await self._end(command)
+        await self._release()
+
+    async def _outcome(self, started: float) -> jobs.Command | None:
+        """How the job ends; None when this run leaves it to another."""
+        try:
+            said = await self._converse()
+        except Died:
+            if self._leaving:
+                return None
+            return self._after_a_death()
+        if isinstance(said, child.Failed):
+            return await self._failure(said)
+        if said.stopped and self._leaving and not self._stopping:
+            return None
+        if said.stopped:
+            return jobs.EndStop(counters=said.counters)
+        result = await engines.keep(self._process, self._context(), said)
+        duration_ms = round((time.monotonic() - started) * 1000)
+        return jobs.Complete(counters=said.counters, result=Raw(result), duration_ms=duration_ms)
+
+    def _after_a_death(self) -> jobs.Command | None:
+        if self._state.attempts < ATTEMPTS:
+            log.warning("the child died; the job will be taken up again", job=self._job)
+            return None
+        message = f"The work ended its process {ATTEMPTS} times without progress"
+        return jobs.Fail(code=errors.SyncFailed.code, message=message, counters=self._now.counters)
+
+    async def _failure(self, said: child.Failed) -> jobs.Command:
+        counters = said.counters if said.counters.processed else self._now.counters
+        await self._add_line("error", said.message)
+        if said.code == errors.Held.code:
+            details = dict(said.details)
+            plan = str(details.get("plan", ""))
+            return jobs.Hold(reason=said.message, plan=plan, counters=counters, details=details)
+        return jobs.Fail(code=said.code, message=said.message, counters=counters, details=said.details)
+
+    def _context(self) -> engines.Context:
+        return engines.Context(self._tenant, self._job, self._lease, self._queued, self._work, self._state.confirm)
+
+    async def _converse(self) -> child.Done | child.Failed:
+        checkpoint = await progress.checkpoint(self._process.db, self._job)
+        task = await engines.task(self._process, self._context(), checkpoint)
+        await self._begin()
+        async with self._children.one() as one:
+            self._child = one
+            try:
+                await one.tell(task)
+                if self._stopping or self._leaving:
+                    await one.tell(child.Stop())
+                while True:
+                    said = await one.hear()
+                    if isinstance(said, child.Done | child.Failed):
+                        one.clean = True
+                        return said
+                    await self._note(said)
+            finally:
+                self._child = None
+
+    async def _begin(self) -> None:
+        queued = self._queued
+        if self._state.counters.processed or self._state.progress:
+            await self._add_line("info", f"Resuming {queued.ticket.type.replace('_', ' ')} at {self._state.progress} %")
+            return
+        await self._add_line("info", f"Starting {queued.ticket.type.replace('_', ' ')}")
+        if queued.requested_type is not None:
+            await self._add_line(
+                "warn",
+                f"There is no baseline for an {queued.requested_type.replace('_', ' ')} yet, so this is a full sync",
+            )
+
+    async def _note(self, said: child.Said) -> None:
+        match said:
+            case child.Report():
+                at = max(said.progress, self._now.progress)
+                self._now = progress.Progress(said.stage, min(at, 99), said.counters)
+                await self._say_progress()
+            case child.Line():
+                await self._add_line(said.level, said.message)
+            case child.Checkpoint():
+                self._checkpoint = said.data
+        if time.monotonic() - self._written >= _ROW_S:
+            await self._write_rows()
+
+    async def _say_progress(self) -> None:
+        """An event for each stage and each 5 %."""
+        stage, at = self._said
+        if self._now.stage == stage and self._now.progress < at + _STEP:
+            return
+        self._said = (self._now.stage, self._now.progress)
+        await self._execute(jobs.Progress(self._now.stage, self._now.progress, self._now.counters))
+
+    async def _add_line(self, level: str, message: str) -> None:
+        self._lines.append((datetime.now(UTC), level, message[:4000]))
+        if len(self._lines) >= _LINES:
+            await self._write_rows()
+
+    async def _write_rows(self) -> None:
+        self._written = time.monotonic()
+        lines, self._lines = self._lines, []
+        checkpoint, self._checkpoint = self._checkpoint, None
+        database = self._process.db
+        if lines:
+            await progress.add_lines(database, self._tenant, self._job, lines)
+        await progress.write(database, self._tenant, self._job, self._lease, self._now, checkpoint)
+
+    async def _close(self) -> None:
+        try:
+            await self._write_rows()
+        except CONNECTION_LOST as error:
+            log.warning("the last lines of a run were lost", job=self._job, reason=type(error).__name__)
+
+    async def _release(self) -> None:
+        try:
+            await asyncio.shield(self._process.leases.release(self._lease))
+        except CONNECTION_LOST as error:  # then it dies of itself
+            log.warning("a lease could not be given back", job=self._job, reason=type(error).__name__)
+
+    async def _end(self, command: jobs.Command) -> None:
+        try:
+            await self._execute(command)
+        except errors.InvalidState as error:  # it ended in the log meanwhile
+            log.info("a job had ended already", job=self._job, reason=error.message)
+        if isinstance(command, jobs.Complete):
+            await progress.forget(self._process.db, self._job)
+        await asyncio.to_thread(shutil.rmtree, self._work, ignore_errors=True)
+
+    async def _execute(self, command: jobs.Command) -> None:
+        """Under our fence only; trouble of the moment is waited out as long as the lease is ours."""
+        while True:
+            try:
+                await self._process.store.execute(
+                    jobs, self._job, command, tenant=self._tenant, metadata=self._metadata, guards=[self._lease.guard]
+                )
+            except (*CONNECTION_LOST, errors.Unavailable, errors.Conflict) as error:
+                log.warning("a job's event waits", job=self._job, reason=type(error).__name__)
+                await asyncio.sleep(_ROW_S)
+            except errors.LeaseLost:
+                self._gone = True
+                raise
+            else:
+                return
