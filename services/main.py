@@ -73,7 +73,8 @@ async def process(name: str, settings: config.Settings, *, clients: bool = False
     writer = Writer(db, settings.eventstore)
     store = Store(db, Mapper(events.REGISTRY, keyring=secrets.Keyring(db, master)), writer)
     bus = Bus(settings.nats.url, settings.nats, name=name)
-    tail = Tail(store, bus, settings.tail, secrets.derive(master, "relay mac"), epoch, client=clients)
+    poll_s = settings.tail.client_poll_s if clients else settings.tail.poll_s
+    tail = Tail(store, bus, settings.tail, secrets.derive(master, "relay mac"), epoch, poll_s=poll_s)
     owner = f"{name}@{socket.gethostname()}/{os.getpid()}/{os.urandom(4).hex()}"
     leases = Leases(db, owner, settings.jobs.lease_s)
     built = Process(
@@ -96,7 +97,7 @@ async def process(name: str, settings: config.Settings, *, clients: bool = False
         yield built
     finally:
         built.stopping.set()
-        await tail.stop()
+        await tail.close()
         await bus.close()
         writing.cancel()
         with contextlib.suppress(asyncio.CancelledError):

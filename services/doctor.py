@@ -1,0 +1,294 @@
+"""The doctor: looks at everything, says what is wrong and what would help, changes nothing unless told to."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import asyncpg
+from msgspec import Struct
+
+import projections
+from domain import messages
+from infra import jetstream
+from infra.bus import Bus
+from infra.config import Settings
+from infra.db import Database, NotDurable, assert_durable
+from infra.eventstore import seals
+from infra.eventstore.store import Store
+from projections.table import Connection, Projection, schema
+from services import projector
+
+_PAGE = 1000
+_LOOKS, _LOOK_S = 50, 0.2
+
+
+class Finding(Struct, frozen=True):
+    """`check` names what was looked at; `help` says what a person can do where it is not well."""
+
+    check: str
+    well: bool
+    summary: str
+    help: str | None = None
+
+
+class Doctor:
+    """Reads everything through one database, store and bus."""
+
+    def __init__(self, settings: Settings, database: Database, store: Store, bus: Bus) -> None:
+        self._settings, self._database, self._store, self._bus = settings, database, store, bus
+
+    async def examine(self, live: Sequence[Projection] = projections.ALL) -> list[Finding]:
+        """All checks, in the order in which trouble spreads."""
+        checks: list[Callable[[], Awaitable[list[Finding]]]] = [
+            self._settings_of_postgres,
+            self._positions,
+            self._streams,
+            self._hashes,
+            lambda: self._lag(live),
+            lambda: self._parked(live),
+            lambda: self._folds(live),
+            self._jetstream,
+        ]
+        return [finding for check in checks for finding in await check()]
+
+    async def _settings_of_postgres(self) -> list[Finding]:
+        try:
+            await assert_durable(self._database)
+        except NotDurable as error:
+            return [Finding("durability", False, str(error), "set it in postgresql.conf and restart Postgres")]
+        return [Finding("durability", True, "commits survive a power cut")]
+
+    async def _positions(self) -> list[Finding]:
+        row = await self._database.fetchrow(
+            "select count(*) as n, coalesce(max(pos), 0) as head, coalesce(min(pos), 1) as first from undrift.events"
+        )
+        assert row is not None
+        well = row["n"] == row["head"] and row["first"] == 1
+        text = f"{row['n']} events at positions {row['first']} to {row['head']}"
+        return [
+            Finding("positions", well, text, None if well else "restore the log from a backup: positions are missing")
+        ]
+
+    async def _streams(self) -> list[Finding]:
+        broken = await self._database.fetch(
+            "select stream_id from undrift.events group by stream_id"
+            " having min(version) <> 1 or max(version) <> count(*) limit 5"
+        )
+        names = ", ".join(row["stream_id"] for row in broken)
+        text = f"versions have gaps in {names}" if broken else "every stream counts from 1 without gaps"
+        return [Finding("streams", not broken, text, "restore the log from a backup" if broken else None)]
+
+    async def _hashes(self) -> list[Finding]:
+        damage = await seals.verify(self._database)
+        if not damage:
+            return [Finding("hashes", True, "every event has its content hash, every seal its root")]
+        where = ", ".join(str(one) for one in damage[:5])
+        return [Finding("hashes", False, f"{len(damage)} damages: {where}", "restore these positions from a backup")]
+
+    async def _lag(self, live: Sequence[Projection]) -> list[Finding]:
+        head = await self._store.head()
+        for _ in range(_LOOKS):  # under load a moment's lag is no trouble
+            at = await projector.positions(self._database, live)
+            behind = {name: head - position for name, position in at.items() if position < head}
+            if not behind:
+                break
+            await asyncio.sleep(_LOOK_S)
+        ahead = [name for name, position in at.items() if position > await self._store.head()]
+        if ahead:
+            return [Finding("projections", False, f"{', '.join(ahead)} are ahead of the log", "run `undrift rebuild`")]
+        text = ", ".join(f"{name} is {lag} events behind" for name, lag in behind.items())
+        help = "start the core process, or wait" if behind else None
+        return [Finding("projections", not behind, text or f"all at position {head}", help)]
+
+    async def _parked(self, live: Sequence[Projection]) -> list[Finding]:
+        rows = await self._database.fetch(
+            "select projection, count(*) as n, min(pos) as first, min(reason) as reason from undrift.parked"
+            " where generation > 0 group by projection"
+        )
+        text = "; ".join(
+            f"{row['projection']}: {row['n']} from position {row['first']} ({row['reason']})" for row in rows
+        )
+        help = "after an update that can read them: `undrift doctor --retry-parked`" if rows else None
+        return [Finding("parked", not rows, text or "no event is parked", help)]
+
+    async def _folds(self, live: Sequence[Projection]) -> list[Finding]:
+        return [await self._fold(projection) for projection in live]
+
+    async def _fold(self, projection: Projection) -> Finding:
+        """Folds the log afresh beside the read model and compares them at one position."""
+        name = f"read model {projection.NAME}"
+        async with shadow(self._database, projection) as (connection, beside):
+            position = await _position(connection, projection)
+            await fold(self._store, connection, projection, beside, position)
+            different = await differing(connection, projection, beside)
+        if different is None:
+            return Finding(name, True, f"equals a fresh fold of the log at position {position}")
+        return Finding(name, False, f"differs from a fresh fold: {different}", "run `undrift rebuild`")
+
+    async def _jetstream(self) -> list[Finding]:
+        if not await self._bus.ready(2.0):
+            return [Finding("jetstream", False, "NATS does not answer", "start it; nothing is lost meanwhile")]
+        head = await self._store.head()
+        for _ in range(_LOOKS):
+            state = await jetstream.Stream(self._bus, "EVENTS").state()
+            if state is not None and state.last >= head:
+                break
+            await asyncio.sleep(_LOOK_S)
+        if state is None:
+            return [Finding("jetstream", False, "there is no stream", "start the core process: it makes it anew")]
+        well = head <= state.last <= await self._store.head()
+        text = f"sequences {state.first} to {state.last}, the log ends at {head}"
+        return [
+            Finding("jetstream", well, text, None if well else "start the core process, or wait: it heals by itself")
+        ]
+
+
+async def retry_parked(database: Database, store: Store, live: Sequence[Projection] = projections.ALL) -> int:
+    """Applies parked events again, each read model in one transaction; answers how many were applied."""
+    applied = 0
+    for projection in live:
+        async with database.transaction() as connection:
+            rows = await connection.fetch(
+                "delete from undrift.parked where projection = $1 and generation = $2 returning pos",
+                projection.NAME,
+                projection.GENERATION,
+            )
+            for position in sorted(row["pos"] for row in rows):
+                events = await store.read(position - 1, 1)
+                await projector.fold_page(connection, projection, schema(projection), events)
+            left = await connection.fetchval(
+                "select count(*) from undrift.parked where projection = $1 and generation = $2",
+                projection.NAME,
+                projection.GENERATION,
+            )
+            applied += len(rows) - left
+    return applied
+
+
+async def rebuild(database: Database, store: Store, projection: Projection) -> int:
+    """Builds a read model anew beside the live one and puts it in its place in one transaction; answers its position.
+
+    The live one serves on meanwhile; at the end the projector waits for the last few events.
+    """
+    beside = await _make(database, projection)
+    position = 0
+    while events := await store.read(position, _PAGE):
+        async with database.transaction() as connection:
+            await projector.fold_page(connection, projection, beside, events)
+        position = events[-1].position
+    async with database.transaction() as connection:
+        await connection.execute(
+            "select pos from undrift.tracking where projection = $1 and generation = $2 for update",
+            projection.NAME,
+            projection.GENERATION,
+        )
+        last = await _position(connection, projection)
+        while position < last:
+            events = await store.read(position, _PAGE, until=last)
+            await projector.fold_page(connection, projection, beside, events)
+            position = events[-1].position
+        await _switch(connection, projection, beside, position)
+    return position
+
+
+async def _switch(connection: Connection, projection: Projection, beside: str, position: int) -> None:
+    await connection.execute(f"drop schema {schema(projection)} cascade")
+    await connection.execute(f"alter schema {beside} rename to {schema(projection)}")
+    await connection.execute(
+        "delete from undrift.parked where projection = $1 and generation = $2",
+        projection.NAME,
+        projection.GENERATION,
+    )
+    await connection.execute(
+        "update undrift.parked set generation = $2 where projection = $1 and generation = $3",
+        projection.NAME,
+        projection.GENERATION,
+        -projection.GENERATION,
+    )
+    await connection.execute(
+        "update undrift.tracking set pos = $3 where projection = $1 and generation = $2",
+        projection.NAME,
+        projection.GENERATION,
+        position,
+    )
+
+
+async def _make(database: Database, projection: Projection) -> str:
+    """Empty tables beside the live ones, under a name nobody else uses."""
+    beside = f"{schema(projection)}_{uuid.uuid4().hex[:8]}"
+    async with database.transaction() as connection:
+        await projector.create(connection, projection, beside)
+        await _forget_parked(connection, projection)
+    return beside
+
+
+async def _forget_parked(connection: Connection, projection: Projection) -> None:
+    """Those of an earlier shadow; the live ones stay."""
+    await connection.execute(
+        "delete from undrift.parked where projection = $1 and generation = $2",
+        projection.NAME,
+        -projection.GENERATION,
+    )
+
+
+@asynccontextmanager
+async def shadow(database: Database, projection: Projection) -> AsyncIterator[tuple[Connection, str]]:
+    """Empty tables of a read model that vanish at the end, in a transaction that sees one moment of the log."""
+    connection = await database.connect()
+    beside = f"{schema(projection)}_{uuid.uuid4().hex[:8]}"
+    transaction = connection.transaction(isolation="repeatable_read")
+    await transaction.start()
+    try:
+        await projector.create(connection, projection, beside)
+        await _forget_parked(connection, projection)
+        yield connection, beside
+    finally:
+        if not connection.is_closed():
+            await transaction.rollback()
+            await connection.close()
+
+
+async def fold(store: Store, connection: Connection, projection: Projection, name: str, until: int) -> None:
+    """Folds the log up to a position into the tables of a schema."""
+    position = 0
+    while position < until:
+        events: list[messages.Recorded] = await store.read(position, _PAGE, until=until)
+        await projector.fold_page(connection, projection, name, events)
+        position = events[-1].position
+
+
+async def differing(connection: Connection, projection: Projection, beside: str) -> str | None:
+    """What is not the same in both schemas: a table, and how many rows; None when nothing is."""
+    live = schema(projection)
+    tables: list[asyncpg.Record] = await connection.fetch(
+        "select tablename from pg_tables where schemaname = $1 order by 1", beside
+    )
+    for (table,) in tables:
+        a, b = f"{live}.{table}", f"{beside}.{table}"
+        only = await connection.fetchrow(
+            f"select (select count(*) from (select * from {a} except all select * from {b}) x) as live,"
+            f" (select count(*) from (select * from {b} except all select * from {a}) x) as fresh"
+        )
+        assert only is not None
+        if only["live"] or only["fresh"]:
+            return f"{table}: {only['live']} rows are not as they should be, {only['fresh']} are missing"
+    return None
+
+
+async def checksum(connection: Connection, projection: Projection, name: str) -> dict[str, str]:
+    """An order-free checksum of each table of a schema."""
+    tables = await connection.fetch("select tablename from pg_tables where schemaname = $1", name)
+    return {
+        table: await connection.fetchval(
+            f"select encode(sha256(coalesce(string_agg(md5(t::text), '' order by md5(t::text)), '')::bytea), 'hex')"
+            f" from {name}.{table} t"
+        )
+        for (table,) in tables
+    }
+
+
+async def _position(connection: Connection, projection: Projection) -> int:
+    return (await projector.positions(connection, [projection]))[projection.NAME]
