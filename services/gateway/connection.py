@@ -88,6 +88,7 @@ class Connection(HttpToolsProtocol):
         self._hosts = 0
         self._refusal = 400
         self._deaf = False
+        self._declining = False
         self._address = ""
 
     # what the transport says
@@ -112,12 +113,12 @@ class Connection(HttpToolsProtocol):
         began = self._phase
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
+        except httptools.HttpParserUpgrade as upgrade:
             if self._should_upgrade():
                 self._shared.leave(self._address)
                 self.handle_websocket_upgrade()
             else:
-                self._deaf = True
+                self._decline(data[upgrade.args[0] :])
         except httptools.HttpParserError:
             self._reject()
         else:
@@ -157,18 +158,23 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self._hosts != 1 and (self._hosts or self.parser.get_http_version() != "1.0"):
             raise _Stop
+        self._declining = self.parser.should_upgrade() and not self._should_upgrade()
+        if self._declining:
+            if self.parser.get_method() == b"CONNECT":
+                raise _Stop
+            return
         super().on_headers_complete()
         self._phase = _BODY
         self._since = None
         self._arrived = 0
-        if self.parser.should_upgrade() and not self._should_upgrade() and self.cycle is not None:
-            self.cycle.keep_alive = False  # nothing can be read after this request
 
     def on_body(self, body: bytes) -> None:
         self._arrived += len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._declining:
+            return
         super().on_message_complete()
         self._phase = _IDLE
         self._since = None
@@ -234,6 +240,15 @@ class Connection(HttpToolsProtocol):
             if not enough:
                 self._refusal = 408
                 self._reject()
+
+    def _decline(self, rest: bytes) -> None:
+        """Reads the request again as if no upgrade had been asked for: the parser skips the body of one that is,
+        and a command must not be taken for one without a body."""
+        kept = [pair for pair in self.headers if pair[0] not in (b"connection", b"upgrade")]
+        lines = [b"%b %b HTTP/1.1" % (self.parser.get_method(), self.url), b"connection: close"]
+        lines += [name + b": " + value for name, value in kept]
+        self.parser = httptools.HttpRequestParser(self)
+        self.data_received(b"\r\n".join(lines) + b"\r\n\r\n" + rest)
 
     # how it ends
 

@@ -50,7 +50,7 @@ class Parameter(Protocol):
 
 
 class Route(Protocol):
-    """What the document says of one method of one path. `body` and `answers` are types; None is no body."""
+    """What the document says of one method of one path. `body` and `answers` are types; None is no body, a tuple any of them."""
 
     @property
     def method(self) -> str: ...
@@ -139,7 +139,8 @@ def _asset(name: str) -> bytes:
 
 def _types(route: Route) -> Iterable[Any]:
     yield route.dialect.fault
-    yield from (kind for kind in (route.body, *route.answers.values()) if kind is not None)
+    for kind in (route.body, *route.answers.values()):
+        yield from kind if isinstance(kind, tuple) else [kind] if kind is not None else []
 
 
 def _operation(route: Route, found: Mapping[Any, dict[str, Any]]) -> dict[str, Any]:
@@ -193,7 +194,8 @@ def _in_query(parameter: Parameter) -> dict[str, Any]:
 def _answer(route: Route, found: Mapping[Any, dict[str, Any]], kind: Any) -> dict[str, Any]:
     made: dict[str, Any] = {"description": route.summary}
     if kind is not None:
-        made["content"] = {route.media: {"schema": found[kind]}}
+        one = {"anyOf": [found[each] for each in kind]} if isinstance(kind, tuple) else found[kind]
+        made["content"] = {route.media: {"schema": one}}
     if route.method != "GET":
         made["headers"] = {"Undrift-Position": _POSITION}
     return made
