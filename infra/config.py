@@ -20,7 +20,7 @@ Level = Annotated[str, Meta(pattern="^(debug|info|warning|error)$", description=
 Format = Annotated[str, Meta(pattern="^(auto|json|console)$", description="auto, json or console")]
 
 #: Names without a section that mean something to a command line rather than to `Settings`.
-PLAIN = ("UNDRIFT_CONFIG", "UNDRIFT_URL", "UNDRIFT_TOKEN", "UNDRIFT_READY_FD")
+PLAIN = ("UNDRIFT_CONFIG", "UNDRIFT_URL", "UNDRIFT_TOKEN", "UNDRIFT_READY_FD", "UNDRIFT_BEAT_FILE")
 
 
 class InvalidSetting(Exception):

@@ -1,4 +1,4 @@
-"""A process's word to the supervisor that started it: a beat every second, and once that it is ready."""
+"""A process's word to whoever keeps it running: a beat every second, and once that it is ready."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import contextlib
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 FD = "UNDRIFT_READY_FD"
+BEAT_FILE = "UNDRIFT_BEAT_FILE"
 BEAT = b".\n"
 READY = b"ready "
 BEAT_S = 1.0
@@ -19,26 +21,26 @@ CANNOT_RUN = 2
 async def announce(info: Mapping[str, object], ready: asyncio.Event | None = None) -> None:
     """Beats from this event loop until cancelled; once `ready` is set (without one, at once) says so with `info`.
 
-    `info` is read at that moment; the gateway's has its `port`. Ends at once where there is no supervisor.
+    `info` is read at that moment; the gateway's has its `port`. The supervisor of `undrift up` hears it through
+    a pipe, a container's health check in the age of the file that UNDRIFT_BEAT_FILE names, there only once ready.
     """
-    descriptor = _take_descriptor()
-    if descriptor is None:
-        return
+    pipe, file = _take_pipe(), os.environ.get(BEAT_FILE)
     try:
         said = False
         while True:
-            if not said and (ready is None or ready.is_set()):
-                said = _write(descriptor, READY + json.dumps(dict(info)).encode() + b"\n")
-            _write(descriptor, BEAT)
-            if said or ready is None:
-                await asyncio.sleep(BEAT_S)
-            else:
-                await _set_within(ready, BEAT_S)
+            is_ready = ready is None or ready.is_set()
+            if pipe is not None:
+                said = said or (is_ready and _write(pipe, READY + json.dumps(dict(info)).encode() + b"\n"))
+                _write(pipe, BEAT)
+            if file and is_ready:
+                _touch(file)
+            await _beat(None if is_ready else ready)
     finally:
-        os.close(descriptor)
+        if pipe is not None:
+            os.close(pipe)
 
 
-def _take_descriptor() -> int | None:
+def _take_pipe() -> int | None:
     """The inherited end of the supervisor's pipe, which no process of ours shall inherit in turn."""
     text = os.environ.pop(FD, "")
     try:
@@ -57,6 +59,14 @@ def _write(descriptor: int, line: bytes) -> bool:
     return False
 
 
-async def _set_within(ready: asyncio.Event, seconds: float) -> None:
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(ready.wait(), seconds)
+def _touch(file: str) -> None:
+    Path(file).touch()  # it is in the memory of the container
+
+
+async def _beat(ready: asyncio.Event | None) -> None:
+    """The time until the next beat; what becomes ready says so at once."""
+    if ready is None:
+        await asyncio.sleep(BEAT_S)
+    else:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(ready.wait(), BEAT_S)
