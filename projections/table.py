@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from datetime import datetime
-from typing import Any, Generic, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import asyncpg
 import msgspec
@@ -15,7 +15,7 @@ from domain import messages
 
 R = TypeVar("R", bound=Struct)
 Key = tuple[Any, ...]
-Connection = asyncpg.Connection[asyncpg.Record]
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 _TYPES: dict[Any, str] = {
     str: "text",

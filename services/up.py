@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import contextlib
 import os
-import secrets
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from infra import config, embedded, log, processes, servers
+from infra import config, embedded, log, processes, secrets, servers
 from infra.eventstore import migrate
 from services.supervisor import CannotRun, Program, Stopped, Supervisor
 
@@ -97,7 +96,7 @@ class _Installation:
     def run(self, make_programs: Callable[[Path], Sequence[Program]]) -> int:
         self.ready_file.unlink(missing_ok=True)
         self._complete_roots()
-        self.token = processes.secret(self.directory / "secrets" / "admin.token", lambda: secrets.token_urlsafe(32))
+        self.token = secrets.admin_token(self.directory, secrets.load_master(self.directory))
         owned = [server for server in (self.postgres, self.nats) if server is not None]
         environment = {name: text for name, text in os.environ.items() if not name.startswith("UNDRIFT_")}
         supervisor = Supervisor(self.settings.up, owned, make_programs(self.file), environment, self._changed)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from litestar import Litestar
+from litestar._asgi.routing_trie.types import RouteTrieNode
+from litestar.types import Method
 
 from domain import keys
 from projections import keys as keys_read
@@ -18,6 +20,8 @@ from services.gateway.edge import Edge
 from services.gateway.routes import Api, Call, Route, endpoints
 from services.gateway.waits import Waits
 from services.main import Process
+
+METHODS: tuple[Method, ...] = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
 def routes(metrics: health.Metrics) -> Sequence[Route]:
@@ -62,6 +66,7 @@ class Gateway:
             exception_handlers={Exception: dialects.handle},
             openapi_config=None,
         )
+        _file_parameters(litestar.asgi_router.root_route_map_node)
         self.app = Edge(litestar, cors, limiter)
 
     async def _look_up(self, token_sha256: str) -> Principal | None:
@@ -89,3 +94,11 @@ class Gateway:
                         self.authenticator.revoke(recorded.id)
         finally:
             subscription.close()
+
+
+def _file_parameters(node: RouteTrieNode) -> None:
+    """Litestar 2.25 files the path parameters of an ASGI route under `asgi` and looks for them under the method."""
+    if node.is_asgi:
+        node.path_parameters.update(dict.fromkeys(METHODS, node.path_parameters["asgi"]))
+    for below in node.children.values():
+        _file_parameters(below)

@@ -169,7 +169,7 @@ ROUTES: Sequence[Route] = (
         "Synchronize two folders; `Prefer: return=plan` answers with the plan, `If-Match: <planHash>` applies it",
         needs="files:write",
         body=Request,
-        answers={200: SyncResponse | Plan, 202: Accepted},
+        answers={200: (SyncResponse, Plan), 202: Accepted},
         errors=(400, 401, 403, 404, 409, 412, 413, 415, 422, 429, 500, 503, 507),
     ),
 )
