@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -96,6 +98,7 @@ class _Installation:
     def run(self, make_programs: Callable[[Path], Sequence[Program]]) -> int:
         self.ready_file.unlink(missing_ok=True)
         self._complete_roots()
+        _check_port(self.settings.gateway)
         self.token = secrets.admin_token(self.directory, secrets.load_master(self.directory))
         owned = [server for server in (self.postgres, self.nats) if server is not None]
         environment = {name: text for name, text in os.environ.items() if not name.startswith("UNDRIFT_")}
@@ -175,6 +178,20 @@ class _Installation:
             f"  undrift jobs list{where}",
             flush=True,
         )
+
+
+def _check_port(gateway: config.Gateway) -> None:
+    """The usual reason why nothing can start, said before anything is started."""
+    for host in (gateway.host,) if gateway.host else ("127.0.0.1", "::1"):
+        try:
+            with socket.create_server((host, gateway.port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+                pass
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                taken = f"port {gateway.port} of {host} is taken; choose another with --port"
+                raise CannotRun(taken) from None
+            if error.errno == errno.EACCES:
+                raise CannotRun(f"port {gateway.port} of {host} is not allowed to this user") from None
 
 
 async def _migrate(url: str, patience_s: float) -> None:

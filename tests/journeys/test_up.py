@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -251,6 +252,16 @@ def test_a_second_up_in_the_same_directory_is_refused(start: Callable[..., Up]) 
     assert second.process.returncode == 1
     assert f"{up.directory} is in use by another process (pid {up.process.pid})" in second.errors.read_text()
     assert up.ready() == found
+
+
+def test_a_port_that_is_taken_is_named_before_anything_starts(start: Callable[..., Up]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        up = start(port=port)
+        up.process.communicate(timeout=30)
+    assert up.process.returncode == 1
+    assert f"port {port} of 127.0.0.1 is taken; choose another with --port" in up.errors.read_text()
+    assert not (up.directory / "postgres").exists()
 
 
 def test_two_run_side_by_side(start: Callable[..., Up]) -> None:
