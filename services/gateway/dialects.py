@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -21,7 +21,6 @@ from services.gateway import bodies
 log = structlog.get_logger("gateway")
 
 Pair = tuple[bytes, bytes]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Timestamp = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 
 JSON = b"application/json"
@@ -141,7 +140,7 @@ class Reply:
         self.headers = list(headers)
         self.media = media
 
-    async def __call__(self, scope: Any, receive: Any, send: Send) -> None:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         sent = [*self.headers]
         if self.body:
             sent.append((b"content-type", self.media))
@@ -317,7 +316,7 @@ def _jobs(failure: Failure) -> Struct:
 
 def _sync(failure: Failure) -> Struct:
     said = [] if failure.message == failure.title else [failure.message]
-    said += [clean(f"{name}: {value}") for name, value in failure.details.items()]
+    said += [clean(f"{k}: {v}") for k, v in failure.details.items() if not isinstance(v, dict | list)]
     now = timestamp_s(datetime.now(UTC))
     return SyncFault(failure.sync_code, failure.title, "; ".join(said) or None, now, failure.details or UNSET)
 

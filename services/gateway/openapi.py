@@ -19,6 +19,7 @@ ASSETS = Path(__file__).parent / "assets"
 
 _PARAMETER = re.compile(r"\{([A-Za-z_]+)(?::([a-z]+))?\}")
 _PARAMETER_SCHEMAS = {"int": {"type": "integer"}, "uuid": {"type": "string", "format": "uuid"}}
+_REFERENCE = "#/components/schemas/"
 _IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
     "in": "header",
@@ -50,7 +51,10 @@ class Parameter(Protocol):
 
 
 class Route(Protocol):
-    """What the document says of one method of one path. `body` and `answers` are types; None is no body, a tuple any of them."""
+    """What the document says of one method of one path.
+
+    `body` and `answers` are types; None is no body, a tuple any of them.
+    """
 
     @property
     def method(self) -> str: ...
@@ -66,6 +70,8 @@ class Route(Protocol):
     def needs(self) -> str | None: ...
     @property
     def open(self) -> bool: ...
+    @property
+    def loopback_or(self) -> str | None: ...
     @property
     def body(self) -> Any: ...
     @property
@@ -84,18 +90,20 @@ def document(routes: Iterable[Route], version: str) -> dict[str, Any]:
     """The document. Each operation lists every status it can answer, in its family's schema of errors."""
     routes = list(routes)
     types = list(dict.fromkeys(kind for route in routes for kind in _types(route)))
-    schemas, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
+    schemas, components = msgspec.json.schema_components(types, ref_template=_REFERENCE + "{name}")
     found = dict(zip(types, schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         path = _PARAMETER.sub(r"{\1}", route.path)
         paths.setdefault(path, {})[route.method.lower()] = _operation(route, found)
     bearer = {"type": "http", "scheme": "bearer", "description": "An API key, made by `undrift keys add`."}
+    named = {_short_name(name): _short(made) for name, made in components.items()}
+    assert len(named) == len(components), "structs of one name in modules of one name"
     return {
         "openapi": "3.1.0",
         "info": {"title": "Undrift", "version": version, "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"}},
-        "paths": paths,
-        "components": {"schemas": components, "securitySchemes": {"bearer": bearer}},
+        "paths": _short(paths),
+        "components": {"schemas": named, "securitySchemes": {"bearer": bearer}},
     }
 
 
@@ -137,6 +145,22 @@ def _asset(name: str) -> bytes:
     return (ASSETS / name).read_bytes()
 
 
+def _short_name(name: str) -> str:
+    # Two structs of the same name come with their whole module path; its last part tells them apart.
+    return ".".join(name.split(".")[-2:])
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_short(inner) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    found = {key: _short(inner) for key, inner in value.items()}
+    if isinstance(reference := found.get("$ref"), str):
+        found["$ref"] = _REFERENCE + _short_name(reference.removeprefix(_REFERENCE))
+    return found
+
+
 def _types(route: Route) -> Iterable[Any]:
     yield route.dialect.fault
     for kind in (route.body, *route.answers.values()):
@@ -168,7 +192,8 @@ def _operation(route: Route, found: Mapping[Any, dict[str, Any]]) -> dict[str, A
 def _security(route: Route) -> list[dict[str, list[str]]]:
     if route.open:
         return []
-    return [{"bearer": []}, {}] if "loopback" in route.dialect.admits else [{"bearer": []}]
+    optional = "loopback" in route.dialect.admits or route.loopback_or is not None
+    return [{"bearer": []}, {}] if optional else [{"bearer": []}]
 
 
 def _in_path(path: str) -> Iterable[dict[str, Any]]:

@@ -46,6 +46,7 @@ class Route:
     summary: str = "Something"
     needs: str | None = None
     open: bool = False
+    loopback_or: str | None = None
     body: Any = None
     body_required: bool = True
     query: Sequence[Parameter] = ()
@@ -70,6 +71,12 @@ class Job(msgspec.Struct, rename="camel", omit_defaults=True):
     started_at: Timestamp | msgspec.UnsetType = msgspec.UNSET
 
 
+def namesakes() -> list[type]:
+    """Structs of one name in two modules, as contexts have them."""
+    return [msgspec.defstruct("Listing", [("n", int)], module=f"services.gateway.{name}") for name in ("jobs", "files")]
+
+
+LISTINGS = namesakes()
 ROUTES = [
     Route(
         "GET", "/api/sync/jobs", JOBS, listed, "List jobs", "jobs:read", query=[Parameter("limit", {"type": "integer"})]
@@ -81,6 +88,8 @@ ROUTES = [
     Route("POST", "/api/admin/sync", NETWORK),
     Route("GET", "/api/v1/sync/devices", PINAKES, errors=[410]),
     Route("POST", "/api/servers/{server:uuid}/sync", WINGS, answers={204: None}),
+    Route("GET", "/a", OURS, answers={200: LISTINGS[0]}, loopback_or="admin"),
+    Route("GET", "/b", OURS, answers={200: LISTINGS[1]}),
     Route("GET", "/metrics", OURS, open=True, answers={200: str}, media="text/plain"),
 ]
 
@@ -110,6 +119,12 @@ def test_it_is_openapi_3_1_and_every_reference_leads_somewhere(made: dict[str, A
     assert references == {f"#/components/schemas/{name}" for name in components}
     for schema in components.values():
         jsonschema.Draft202012Validator.check_schema(schema)
+
+
+def test_namesakes_are_told_apart_by_their_context(made: dict[str, Any]) -> None:
+    assert {"jobs.Listing", "files.Listing"} <= set(made["components"]["schemas"])
+    shown = operation(made, "/a", "get")["responses"]["200"]["content"]["application/json"]["schema"]
+    assert shown == {"$ref": "#/components/schemas/jobs.Listing"}
 
 
 def test_every_operation_has_an_id_of_its_own_and_its_path_parameters(made: dict[str, Any]) -> None:
@@ -154,6 +169,7 @@ def test_bodies_keys_and_security_are_told(made: dict[str, Any]) -> None:
     assert create["security"] == [{"bearer": []}, {}]
     assert files["security"] == [{"bearer": []}]
     assert operation(made, "/metrics", "get")["security"] == []
+    assert operation(made, "/a", "get")["security"] == [{"bearer": []}, {}]
     assert operation(made, "/api/sync/jobs", "get")["description"] == "All jobs, the newest first."
     assert list(operation(made, "/metrics", "get")["responses"]["200"]["content"]) == ["text/plain"]
     times = made["components"]["schemas"]["Job"]["properties"]["createdAt"]
