@@ -44,6 +44,7 @@ class Shared:
             access_log=False,
             proxy_headers=False,
             server_header=False,
+            workers=1,
         )
         self.config.load()
         self._per_address: dict[str, int] = {}

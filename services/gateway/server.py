@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import ipaddress
+import resource
 import socket
 import time
 from collections.abc import AsyncIterator, Iterable
@@ -53,12 +54,6 @@ def url(sockets: list[socket.socket]) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-async def serve(app: Any, sockets: list[socket.socket], settings: config.Gateway, stopping: asyncio.Event) -> None:
-    """Serves until it is cancelled or `stopping` is set; either way ends within `shutdown_s`, more or less."""
-    async with serving(app, sockets, settings, stopping):
-        await stopping.wait()
-
-
 @asynccontextmanager
 async def serving(
     app: Any, sockets: list[socket.socket], settings: config.Gateway, stopping: asyncio.Event
@@ -66,6 +61,7 @@ async def serving(
     """Serves while the block runs. At its end `stopping` is set, which long polls and streams heed; no more is
     accepted, idle connections close, and what is in flight has `shutdown_s` to end before it is cut off.
     """
+    _raise_file_limit()
     shared = Shared(app, settings)
     loop = asyncio.get_running_loop()
     async with _lifespan(app):
@@ -87,6 +83,13 @@ async def serving(
             finally:
                 sweeping.cancel()
                 await _cut(shared)
+
+
+def _raise_file_limit() -> None:
+    """Each connection is a file; the usual soft limit of 1,024 is for programs that use `select`."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _sweep(shared: Shared) -> None:

@@ -422,8 +422,12 @@ async def test_more_connections_than_there_is_room_for_are_told_to_come_back(ser
 async def started(app: App, **settings: Any) -> tuple[str, asyncio.Task[None]]:
     patient = config.Gateway(port=0, also_listen=[], **settings)
     sockets = server.bind(patient)
-    task = asyncio.create_task(server.serve(app, sockets, patient, app.stopping))
-    return server.url(sockets), task
+
+    async def run() -> None:
+        async with server.serving(app, sockets, patient, app.stopping):
+            await app.stopping.wait()
+
+    return server.url(sockets), asyncio.create_task(run())
 
 
 async def ended(task: asyncio.Task[None]) -> None:
@@ -480,7 +484,8 @@ async def test_an_application_that_cannot_start_says_why() -> None:
         raise LookupError("no such table")
 
     with pytest.raises(LookupError, match="no such table"):
-        await server.serve(broken, [], config.Gateway(), asyncio.Event())
+        async with server.serving(broken, [], config.Gateway(), asyncio.Event()):
+            pass
 
 
 # addresses
