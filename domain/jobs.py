@@ -11,6 +11,7 @@ from msgspec import Raw, Struct, field
 from domain import errors, messages
 
 STREAM = "jobs"
+RUNNING = "jobs.running"
 
 Lane = Literal["now", "later"]
 Type = Literal["full_sync", "incremental_sync", "selective_sync"]
@@ -34,7 +35,7 @@ class Counters(Struct, frozen=True):
 
 class Ticket(Struct, frozen=True):
     """What the beginning and each end of a job repeat: what it is, its place in the queue of its lane, and the names
-    that must not run twice at once (`target` is a folder, say)."""
+    that must not run twice at once (`target` is the digest of a folder's path, say)."""
 
     job: str
     kind: str
@@ -208,29 +209,33 @@ def evolve(state: Job, event: Event) -> Job:
             assert_never(event)
 
 
-def _running(ticket: Ticket) -> Iterable[tuple[str, str]]:
-    if ticket.integration is not None:
-        yield "jobs.integration", ticket.integration
-    if ticket.target is not None:
-        yield "jobs.target", ticket.target
+def _exclusive(ticket: Ticket) -> list[str]:
+    """The names under which one job at a time runs; the first is the line in which the job waits."""
+    names = [] if ticket.integration is None else [f"integration/{ticket.integration}"]
+    return names if ticket.target is None else [*names, f"target/{ticket.target}"]
+
+
+def _place(ticket: Ticket) -> tuple[str, str]:
+    """The claim that is the job's place in the queue: `<job>|<line>`, so that one look finds who need not wait."""
+    return f"work/{ticket.lane}", f"{ticket.job}|{next(iter(_exclusive(ticket)), '')}"
 
 
 def claims(event: Event) -> Iterable[messages.Claim]:
     match event:
         case Queued():
-            yield messages.take(f"work/{event.ticket.lane}", event.ticket.job)
+            yield messages.take(*_place(event.ticket))
         case Started():
-            for kind, key in _running(event.ticket):
-                yield messages.take(kind, key)
+            for name in _exclusive(event.ticket):
+                yield messages.take(RUNNING, name)
         case Resumed():
-            yield messages.take(f"work/{event.ticket.lane}", event.ticket.job)
+            yield messages.take(*_place(event.ticket))
             if event.running:
-                for kind, key in _running(event.ticket):
-                    yield messages.take(kind, key)
+                for name in _exclusive(event.ticket):
+                    yield messages.take(RUNNING, name)
         case Held() | Paused() | Stopped() | Completed() | Failed():
-            yield messages.release(f"work/{event.ticket.lane}", event.ticket.job)
-            for kind, key in _running(event.ticket):
-                yield messages.release(kind, key)
+            yield messages.release(*_place(event.ticket))
+            for name in _exclusive(event.ticket):
+                yield messages.release(RUNNING, name)
         case Progressed() | StopRequested() | Deleted():
             return
         case _:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import posixpath
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
@@ -37,33 +39,52 @@ class FilesConfig(Struct, frozen=True, rename="camel", forbid_unknown_fields=Tru
 
 class Kind(Struct, frozen=True):
     """`spec` and `result` are what the job's events hold; `config` is an integration's; `make` turns one into the
-    other; `target` names what must not be worked on twice at once."""
+    other; `target` names what must not be worked on twice at once, `paths` the folders a configuration touches."""
 
     spec: type[Any]
     result: type[Any]
     config: type[Any]
     make: Callable[[Any, jobs.Type, Options], Any]
     target: Callable[[Any], str | None]
+    paths: Callable[[Any], tuple[str, ...]] = lambda _: ()
+
+
+_MODES: dict[jobs.Type, files.Mode] = {
+    "full_sync": "full",
+    "incremental_sync": "incremental",
+    "selective_sync": "selective",
+}
 
 
 def _files(config: FilesConfig, type: jobs.Type, options: Options) -> files.Spec:
     if type == "selective_sync" and not options.entities:
         raise errors.Invalid("A selective sync of files needs options.entities: the sub-paths to sync")
-    modes = {"full_sync": "full", "incremental_sync": "incremental", "selective_sync": "selective"}
     return files.Spec(
         source_directory=config.source_directory,
         target_directory=config.target_directory,
         delete_missing_in_target=config.delete_missing_in_target,
         verify_integrity=config.verify_integrity,
         exclude_patterns=(*config.exclude_patterns, *options.exclude),
-        mode=modes[type],
+        mode=_MODES[type],
         entities=options.entities,
         force=options.force,
     )
 
 
+def target(path: str) -> str:
+    """The name of a folder that one job at a time may write: however it is spelled, and short."""
+    return hashlib.sha256(posixpath.normpath(path).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
 KINDS: Mapping[str, Kind] = {
-    "files": Kind(files.Spec, files.Result, FilesConfig, _files, lambda spec: spec.target_directory),
+    "files": Kind(
+        files.Spec,
+        files.Result,
+        FilesConfig,
+        _files,
+        target=lambda spec: target(spec.target_directory),
+        paths=lambda config: (config.source_directory, config.target_directory),
+    ),
 }
 
 
@@ -74,13 +95,14 @@ def kind(name: str) -> Kind:
     return KINDS[name]
 
 
-def configuration(name: str, config: Any) -> Raw:
-    """A kind's configuration, checked and in its canonical form. Raises errors.Invalid."""
+def configuration(name: str, config: Any) -> Any:
+    """A kind's configuration as its struct. Raises errors.Invalid."""
+    found = kind(name)
     try:
-        checked = msgspec.convert(config, kind(name).config)
+        checked = msgspec.convert(config, found.config)
     except msgspec.ValidationError as error:
         raise errors.Invalid(f"config: {error}") from None
-    return Raw(msgspec.json.encode(checked))
+    return checked
 
 
 def spec(name: str, config: Raw | str, type: jobs.Type, options: Options) -> Any:

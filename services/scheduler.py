@@ -13,8 +13,7 @@ from infra.eventstore.recorder import Key
 from infra.eventstore.store import Wish
 from infra.leases import Lease
 from projections import integrations as integrations_read
-from services.gateway import integrations as integration_routes
-from services.gateway import jobs as job_routes
+from services import integrations
 from services.main import Process
 from services.projector import TRANSIENT
 
@@ -39,7 +38,7 @@ class Scheduler:
             while True:
                 try:
                     if not declared:
-                        await integration_routes.declare(self._process.store, settings.integrations)
+                        await integrations.declare(self._process.store, settings.integrations)
                         declared = True
                     if await self._leads():
                         await self.tick(datetime.now(UTC))
@@ -73,7 +72,7 @@ class Scheduler:
         due = row.next_due
         if row.scheduled_open is not None:
             return False
-        queued = job_routes.queued(row, "incremental_sync", kinds.Options(), 0.0, now, due)
+        queued = integrations.queued(row, "incremental_sync", kinds.Options(), 0.0, now, due)
         name = f"{row.id}/{due.isoformat()}"
         key = Key(f"schedule:{row.id}", name, hashlib.sha256(name.encode()).digest())
         wish = Wish(jobs, queued.ticket.job, jobs.Queue(queued), fresh=True)

@@ -8,14 +8,16 @@ from datetime import datetime
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+from msgspec import Meta, Raw, Struct
 
-from domain import errors, jobs
+from domain import errors, jobs, kinds
 from domain.plans import files
 from infra.eventstore.store import Done, Wish
+from services import roots
 from services.gateway import headers
 from services.gateway.dialects import EONACAT, Reply, Timestamp, timestamp_s
 from services.gateway.routes import Call, Route
+from services.worker import asks
 
 Text = Annotated[str, Meta(min_length=1, max_length=4096)]
 
@@ -49,12 +51,12 @@ class Action(Struct, rename="camel"):
     action: str
     path: str
     reason: str
-    conflict: bool | UnsetType = UNSET
+    conflict: bool
 
 
 class Plan(Struct, rename="camel"):
     """What would be done; `planHash` as `If-Match` applies exactly this. `actions` are the first of `actionCount`;
-    `held` says which guard would hold it."""
+    `held` says why a guard would hold it; `errors` what could not be read."""
 
     plan_hash: str
     action_count: int
@@ -65,6 +67,7 @@ class Plan(Struct, rename="camel"):
     bytes: int
     actions: list[Action]
     held: str | None
+    errors: list[str]
 
 
 def _spec(body: Request, plan: str | None) -> files.Spec:
@@ -83,10 +86,14 @@ async def sync(call: Call) -> Any:
     body = await call.body(Request)
     prefer = headers.prefer(call.fields)
     spec = _spec(body, headers.if_match(call.fields))
+    roots.check(call.api.process.settings, call.principal.roots, spec.source_directory, spec.target_directory)
+    spec.scope()
     if prefer.plan:
         return await _plan(call, spec)
     done = await call.earlier(jobs)
     if done is None:
+        if spec.plan_hash is not None:
+            await _check_plan(call, spec)
         queued = _queued(call, spec, later=prefer.respond_async)
         done = await call.execute([Wish(jobs, queued.ticket.job, jobs.Queue(queued), fresh=True)])
     if prefer.respond_async:
@@ -100,7 +107,7 @@ def _queued(call: Call, spec: files.Spec, *, later: bool) -> jobs.Queued:
         kind="files",
         type="full_sync" if spec.verify_integrity else "incremental_sync",
         lane="later" if later else "now",
-        target=spec.target_directory,
+        target=kinds.target(spec.target_directory),
     )
     return jobs.Queued(
         ticket=ticket,
@@ -110,11 +117,27 @@ def _queued(call: Call, spec: files.Spec, *, later: bool) -> jobs.Queued:
     )
 
 
-async def _plan(call: Call, spec: files.Spec) -> Reply:
+async def _summary(call: Call, spec: files.Spec) -> files.Summary:
     process = call.api.process
-    ask = msgspec.json.encode({"spec": spec, "roots": call.principal.roots, "tenant": call.tenant})
-    answer = await process.bus.ask("files.plan", ask, process.settings.jobs.wait_s)
-    return call.reply(msgspec.json.decode(answer, type=Plan), await call.caught_up())
+    ask = asks.Ask(spec=Raw(msgspec.json.encode(spec)), roots=call.principal.roots, tenant=call.tenant)
+    answer = await process.bus.ask("files.plan", msgspec.json.encode(ask), process.settings.jobs.wait_s)
+    return msgspec.json.decode(answer, type=files.Summary)
+
+
+async def _plan(call: Call, spec: files.Spec) -> Reply:
+    """An ask: it writes nothing, not even to the log."""
+    found = await _summary(call, spec)
+    return call.reply(msgspec.convert(found, Plan, from_attributes=True), await call.caught_up())
+
+
+async def _check_plan(call: Call, spec: files.Spec) -> None:
+    """Refuses a plan whose world has moved before anything is recorded; the worker looks again all the same."""
+    try:
+        found = await _summary(call, spec)
+    except errors.Unavailable:  # without NATS only the worker looks
+        return
+    if found.plan_hash != spec.plan_hash:
+        raise errors.PlanChanged(plan=found.plan_hash)
 
 
 def _accepted(call: Call, done: Done) -> Reply:

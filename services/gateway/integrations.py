@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any
 
+import msgspec
 import structlog
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from domain import errors, integrations, jobs, kinds, messages
-from infra.config import IntegrationDeclared
-from infra.eventstore.store import Store, Wish
+from infra.eventstore.store import Wish
 from projections import integrations as integrations_read
 from projections import jobs as jobs_read
+from services import integrations as declarations
+from services import roots
 from services.gateway import jobs as job_routes
 from services.gateway.dialects import JOBS, Timestamp, timestamp_ms
 from services.gateway.routes import Call, Route
@@ -185,7 +187,7 @@ def _described(row: integrations_read.Row, job: jobs_read.Row | None) -> Status:
 
 async def create(call: Call) -> Any:
     body = await call.body(Create)
-    config = kinds.configuration(body.kind, body.config)
+    config = _config(call, body.kind, body.config)
     done = await call.earlier(integrations)
     if done is None:
         done = await _create(call, body, config)
@@ -205,6 +207,13 @@ async def create(call: Call) -> Any:
         next_sync=None if next_due is None else timestamp_ms(next_due),
     )
     return call.reply(made, done.position)
+
+
+def _config(call: Call, kind: str, config: dict[str, Any]) -> Raw:
+    """A configuration in its canonical form, its folders within what the principal may touch."""
+    checked = kinds.configuration(kind, config)
+    roots.check(call.api.process.settings, call.principal.roots, *kinds.kind(kind).paths(checked))
+    return Raw(msgspec.json.encode(checked))
 
 
 async def _create(call: Call, body: Create, config: Raw) -> Any:
@@ -233,7 +242,7 @@ async def change(call: Call) -> Any:
     before = (await call.api.process.store.load(integrations, stream)).state
     if before.name is None:
         raise errors.NotFound("There is no such integration", kind="integration")
-    config = UNSET if body.config is UNSET else kinds.configuration(before.kind, body.config)
+    config = UNSET if body.config is UNSET else _config(call, before.kind, body.config)
     command = integrations.Change(name=body.name, config=config, interval=body.sync_interval)
     await call.execute([Wish(integrations, id, command)])
     return await show(call)
@@ -275,32 +284,13 @@ async def stop(call: Call) -> Any:
 
 async def initialize(call: Call) -> Any:
     process = call.api.process
-    position = await declare(process.store, process.settings.integrations)
+    position = await declarations.declare(process.store, process.settings.integrations)
     call.api.reads.wrote(call.principal.actor, position)
     position = await call.caught_up()
     found = await integrations_read.list_(process.db, call.tenant)
     living = await process.leases.alive("scheduler")
     state = "running" if living else "stopped"
     return call.reply(Initialized(True, "Sync system initialized", state, len(found)), position)
-
-
-async def declare(store: Store, declared: Sequence[IntegrationDeclared]) -> int:
-    """Creates and changes what the configuration file declares; answers the position where that is done."""
-    position = 0
-    for one in declared:
-        config = kinds.configuration(one.kind, one.config)
-        create = integrations.Create(
-            id=one.id, name=one.name, kind=one.kind, config=config, interval=one.sync_interval, declared=True
-        )
-        change = integrations.Change(name=one.name, config=config, interval=one.sync_interval)
-        stream = messages.stream(integrations.STREAM, "main", one.id)
-        there = (await store.load(integrations, stream)).state.name is not None
-        try:
-            done = await store.execute(integrations, one.id, change if there else create)
-        except errors.AlreadyExists:  # another process declared it at this moment
-            continue
-        position = max(position, done.position)
-    return position
 
 
 _READ = (400, 401, 403, 404, 503)

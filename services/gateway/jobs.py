@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 import msgspec
 import structlog
-from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from domain import errors, integrations, jobs, kinds, messages
 from infra.eventstore.recorder import Claimed
 from infra.eventstore.store import Done, Wish
 from projections import integrations as integrations_read
 from projections import jobs as jobs_read
+from services import integrations as queueing
 from services.gateway import bodies
 from services.gateway.dialects import JOBS, Timestamp, timestamp_ms
 from services.gateway.routes import Call, Parameter, Route
@@ -152,10 +152,6 @@ def job_type(text: str) -> jobs.Type:
     return _TYPES[text]
 
 
-def new_id() -> str:
-    return f"sync-job-{uuid.uuid4()}"
-
-
 def outcome(counters: jobs.Counters) -> Outcome:
     return Outcome(counters.processed, counters.created, counters.updated, counters.deleted, counters.errors)
 
@@ -261,41 +257,8 @@ async def queue(call: Call, integration: str, type: jobs.Type, options: kinds.Op
     row = await integrations_read.get(process.db, call.tenant, integration)
     if row is None:
         raise errors.NotFound("There is no such integration", kind="integration")
-    return queued(row, type, options, process.settings.jobs.min_full_interval_s, datetime.now(UTC))
-
-
-def queued(
-    row: integrations_read.Row,
-    type: jobs.Type,
-    options: kinds.Options,
-    min_full_interval_s: float,
-    now: datetime,
-    due: datetime | None = None,
-) -> jobs.Queued:
-    """A job of an integration; an incremental one without a baseline becomes a full one. Raises RecentSync, Invalid."""
-    promoted = type == "incremental_sync" and row.baseline_at is None
-    chosen: jobs.Type = "full_sync" if promoted else type
-    recent = row.baseline_at is not None and now - row.baseline_at < timedelta(seconds=min_full_interval_s)
-    if chosen == "full_sync" and recent and not (options.force or promoted or due is not None):
-        raise errors.RecentSync()
-    spec = kinds.spec(row.kind, row.config, chosen, options)
-    ticket = jobs.Ticket(
-        job=new_id(),
-        kind=row.kind,
-        type=chosen,
-        lane="later",
-        integration=row.id,
-        target=kinds.kind(row.kind).target(spec),
-    )
-    return jobs.Queued(
-        ticket=ticket,
-        spec=Raw(msgspec.json.encode(spec)),
-        options=Raw(msgspec.json.encode(options)),
-        requested_type=type if promoted else None,
-        estimated_ms=row.estimate(chosen),
-        trigger="request" if due is None else "schedule",
-        due=due,
-    )
+    interval_s = process.settings.jobs.min_full_interval_s
+    return queueing.queued(row, type, options, interval_s, datetime.now(UTC))
 
 
 async def resume(call: Call) -> Any:

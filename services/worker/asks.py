@@ -7,6 +7,8 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from msgspec import Raw, Struct
+
 from domain import errors
 from infra.bus import Handler
 from services.main import Process
@@ -14,6 +16,14 @@ from services.worker import child, engines
 from services.worker.children import Children, Died
 
 CONCURRENCY = 2
+
+
+class Ask(Struct, frozen=True):
+    """What is asked of a worker: a kind's specification, and the roots and tenant of whoever asks."""
+
+    spec: Raw
+    roots: tuple[str, ...]
+    tenant: str
 
 
 @asynccontextmanager

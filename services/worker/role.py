@@ -19,10 +19,14 @@ from services.worker.children import Children
 
 log = structlog.get_logger("worker")
 
+# The oldest jobs whose line nobody else holds: a job's claim is named `<job>|<line>` (domain.jobs).
 _CANDIDATES = (
-    "select c.tenant, c.stream_id, l.owner, l.fence, l.beat from undrift.claims c"
+    "select c.tenant, c.stream_id, c.line, l.owner, l.fence, l.beat"
+    " from (select *, substr(key, strpos(key, '|') + 1) as line from undrift.claims where kind = any ($1)) c"
     " left join undrift.leases l on l.name = c.stream_id"
-    " where c.kind = any ($1) and c.stream_id <> all ($2) order by c.pos limit $3"
+    " where c.stream_id <> all ($2) and not exists (select from undrift.claims r where r.tenant = c.tenant"
+    " and r.kind = 'jobs.running' and r.key = c.line and r.stream_id <> c.stream_id)"
+    " order by c.pos limit $3"
 )
 _LOOKED_AT = 200
 _TRANSIENT = (*CONNECTION_LOST, TimeoutError)
@@ -114,9 +118,14 @@ class Worker:
             return
         passed_over = [*self._running, *self._blocked]
         rows = await self._process.db.fetch(_CANDIDATES, self._kinds, passed_over, _LOOKED_AT)
+        lines: set[tuple[str, str]] = set()
         for row in rows:
             if len(self._running) >= self._slots:
                 return
+            line = (row["tenant"], row["line"])
+            if row["line"] and line in lines:
+                continue
+            lines.add(line)
             living = row["fence"] is not None and self._process.leases.living(
                 row["stream_id"], row["owner"], row["fence"], row["beat"]
             )
