@@ -175,9 +175,9 @@ class Bus:
     async def close(self) -> None:
         """Ends the connection. What waits for a reply gets errors.Unavailable."""
         task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
+        while task is not None and not task.done():
+            task.cancel()  # again, where nats-py has swallowed it
+            await asyncio.wait([task], timeout=0.1)
         self.listeners.clear()
 
     async def subscribe(self, subject: str, callback: Callback, queue: str = "") -> Listener:

@@ -27,6 +27,8 @@ log = structlog.get_logger()
 BACKLOG = 4096
 _RETRY_S = 0.2
 _CHUNK = 256
+#: After as many hints on which JetStream was too late it gets no grace, until something comes from there.
+_LATE = 3
 
 Page = list[messages.Recorded]
 
@@ -160,6 +162,7 @@ class Tail:
         self._caught_up = False
         self._timer: asyncio.TimerHandle | None = None
         self._later = -1
+        self._late = 0
         self._next_look = 0.0
 
     async def start(self, after: int | None = None) -> None:
@@ -267,6 +270,7 @@ class Tail:
         notes: list[LogNotification] = []
         while self.feed.inbox and len(notes) < _CHUNK and not self._must_read:
             message = self.feed.inbox.popleft()
+            self._late = 0
             claimed, expected = position_of(message.headers), self.position + len(notes) + 1
             if claimed is None or claimed < expected:
                 self.counts.ignored += 1
@@ -323,7 +327,7 @@ class Tail:
         """The log has more than `passed`. JetStream gets its grace, unless there is none to expect."""
         if passed is not None and passed < self.position:
             return
-        if passed is None or not self.feed.alive or self._settings.grace_s == 0:
+        if passed is None or not self.feed.alive or self._late >= _LATE or self._settings.grace_s == 0:
             self._read_now()
         elif self._timer is None:
             self._set_timer(passed)
@@ -338,6 +342,7 @@ class Tail:
         self._timer = None
         later, self._later = self._later, -1
         if self.position <= passed:
+            self._late += 1
             self._read_now()
         elif later >= self.position:
             self._set_timer(later)

@@ -31,6 +31,7 @@ TRANSIENT = (errors.Unavailable, errors.TimedOut, jetstream.Refused, *CONNECTION
 
 _KEEPS_EPOCH = "undrift.epoch"
 _CHUNK = 200
+_MOST_ERASED = 100_000
 
 
 class NewEpoch(Exception):
@@ -214,7 +215,7 @@ class Relay:
             return "its count is wrong"
         if state.deleted and not await self._erased(state.deleted):
             return "messages are missing"
-        if state.first > int(state.config.get("first_seq") or 1) and not await self._expired(state):
+        if not await self._begins_rightly(state):
             return f"it was purged to {state.first}"
         return await self._last_differs() if state.messages else None
 
@@ -237,18 +238,20 @@ class Relay:
             "select exists (select from undrift.events e where e.pos = any ($1::bigint[]) and not exists ("
             " select from undrift_keys.subjects s where s.tenant = e.tenant and s.erased_at is not null"
             " and s.subject = e.metadata::jsonb ->> 'owner'))",
-            list(missing),
+            missing,
         )
 
-    async def _expired(self, state: jetstream.State) -> bool:
-        """Whether the stream's own limits explain that it begins later than it was made to."""
-        if self._nats.max_bytes > 0 and state.messages:
+    async def _begins_rightly(self, state: jetstream.State) -> bool:
+        """Whether limits and erasures explain what is missing between where the stream was made to begin and where
+        it begins now."""
+        made = int(state.config.get("first_seq") or 1)
+        if state.first <= made or (self._nats.max_bytes > 0 and state.messages):
             return True
-        if self._nats.max_age_s == 0:
-            return False
-        # The clocks of the two servers may differ a little; what is taken for expired too easily is only a copy.
-        slack = min(3600.0, self._nats.max_age_s / 10)
-        return await self._older(state.first - 1, self._nats.max_age_s - slack)
+        if self._nats.max_age_s:
+            # The clocks of the two servers may differ a little; what is taken for expired too easily is only a copy.
+            made = max(made, await self._first_within(self._nats.max_age_s - min(3600.0, self._nats.max_age_s / 10)))
+        missing = range(made, state.first)
+        return len(missing) <= _MOST_ERASED and await self._erased(missing)
 
     async def _older(self, position: int, seconds: float) -> bool:
         return bool(
@@ -262,17 +265,17 @@ class Relay:
     async def _renew(self) -> None:
         """Deletes the stream, and its consumers with it, and makes it to begin at the oldest position to keep."""
         await self._stream.delete()
-        first = await self._oldest()
+        first = await self._first_within(self._nats.max_age_s) if self._nats.max_age_s else 1
         await self._stream.create({**self._config(), "first_seq": first})
         self.position = first - 1
         self.renewals += 1
 
-    async def _oldest(self) -> int:
-        """The first position within `nats.max_age_s`, by bisection: time never goes back in the log."""
+    async def _first_within(self, seconds: float) -> int:
+        """The first position that is not older, by bisection: time never goes back in the log."""
         low, high = 1, self._head + 1
-        while self._nats.max_age_s and low < high:
+        while low < high:
             middle = (low + high) // 2
-            if await self._older(middle, self._nats.max_age_s):
+            if await self._older(middle, seconds):
                 low = middle + 1
             else:
                 high = middle

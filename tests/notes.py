@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import assert_never
+from typing import Any, assert_never
 
 from msgspec import Struct
 
@@ -63,6 +63,27 @@ class Write(messages.Command, frozen=True):
 def decide(command: Write, state: Note) -> Sequence[Event]:
     kind = Confided if command.confide else Written
     return [kind(text=text) for text in command.texts]
+
+
+async def until(condition: Callable[[], bool], timeout: float = 15) -> None:
+    """Waits for something that must come true."""
+    async with asyncio.timeout(timeout):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+@asynccontextmanager
+async def running(*roles: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterator[list[asyncio.Task[None]]]:
+    """Runs roles beside the body. One that fails by itself fails the body."""
+    tasks = [asyncio.create_task(role()) for role in roles]
+    try:
+        yield tasks
+    finally:
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
 
 
 class Notes:
