@@ -23,7 +23,7 @@ from typing import Any
 from urllib.parse import quote
 
 from infra import identity, processes
-from infra.servers import LOG_BYTES, Failed, Server, end_all
+from infra.servers import Failed, Server, end_all
 
 OWNER = "undrift_owner"
 DATABASE = "undrift"
@@ -45,7 +45,9 @@ _POSTGRES_SETTINGS: Mapping[str, str | int] = {
     "io_method": "sync",  # its workers are three more processes, for reads that are in memory here
     "jit": "off",
     "log_checkpoints": "off",
+    "log_error_verbosity": "terse",  # details repeat the values that a statement was about
     "log_line_prefix": "%m [%p] %q%u@%d ",
+    "log_min_error_statement": "panic",
     "log_timezone": "UTC",
     "timezone": "UTC",
 }
@@ -255,9 +257,6 @@ class Nats(Server):
             "jetstream": {"store_dir": str(self.home), "sync_interval": "1s"},
             "ports_file_dir": str(self.home),
             "pid_file": str(self._pid_file),
-            "log_file": str(self._log),
-            "logfile_size_limit": LOG_BYTES,
-            "logfile_max_num": 3,
         }
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -9,9 +10,8 @@ import sys
 import time
 from asyncio import CancelledError
 from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO, cast
 
 import structlog
 from structlog.typing import Processor, WrappedLogger
@@ -80,7 +80,7 @@ def setup(settings: config.Log, process: str = "", stream: TextIO | None = None)
     structlog.configure(
         processors=[*shared, *render],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(settings.level.upper())),
-        logger_factory=structlog.WriteLoggerFactory(stream),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Patient(stream))),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(stream)
@@ -94,7 +94,24 @@ def setup(settings: config.Log, process: str = "", stream: TextIO | None = None)
     root.handlers[:] = [handler]
     root.setLevel(logging.DEBUG if settings.level == "debug" else logging.WARNING)
     logging.captureWarnings(True)
+    logging.raiseExceptions = False
     _quiet_libraries()
+
+
+class _Patient:
+    """A stream that may be gone: work does not fail because nobody reads of it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            return self._stream.write(text)
+        return 0
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
 
 
 def get(**fields: Any) -> structlog.typing.FilteringBoundLogger:
@@ -103,7 +120,7 @@ def get(**fields: Any) -> structlog.typing.FilteringBoundLogger:
     return logger
 
 
-@contextmanager
+@contextlib.contextmanager
 def unit(message: str, **fields: Any) -> Iterator[dict[str, Any]]:
     """The canonical line of one unit of work, written when it ends: what the block put in, and `duration_ms`.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -134,10 +135,16 @@ class Server(abc.ABC):
     def _log(self) -> Path:
         return self.directory / f"{self.name}.log"
 
-    def _open_log(self) -> IO[bytes]:
+    def trim_log(self) -> None:
+        """Put a log that has grown large aside, also while the server appends to it. One earlier is kept."""
         with contextlib.suppress(OSError):
             if self._log.stat().st_size > LOG_BYTES:
-                self._log.replace(self._log.with_suffix(".log.1"))
+                shutil.copyfile(self._log, self._log.with_suffix(".log.1"))
+                self._log.with_suffix(".log.1").chmod(0o600)
+                os.truncate(self._log, 0)
+
+    def _open_log(self) -> IO[bytes]:
+        self.trim_log()
         handle = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         return os.fdopen(handle, "ab")
 

@@ -21,6 +21,7 @@ from infra.servers import Failed, Server
 from services import supervised
 
 _TICK_S = 0.2
+_TRIM_S = 60.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _ATTEMPTS = 5  # before anything was ready: later there is no giving up
 
@@ -136,7 +137,7 @@ class _Serving:
     def __init__(self, server: Server, settings: config.Up) -> None:
         self.server = server
         self.pause = _Pause(settings)
-        self.since = 0.0
+        self.since = self.trimmed = 0.0
         self.ready = self.down = False
 
 
@@ -187,7 +188,10 @@ class Supervisor:
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
         """Take the signals that end us; before `run` they raise Stopped."""
-        before: dict[int, Any] = {signum: signal.signal(signum, self._on_signal) for signum in _SIGNALS}
+        kept = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else []  # as nohup wants it
+        before: dict[int, Any] = {
+            signum: signal.signal(signum, self._on_signal) for signum in _SIGNALS if signum not in kept
+        }
         before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)
         try:
             yield
@@ -284,6 +288,9 @@ class Supervisor:
                     each.server.spawn()
             elif not each.ready:
                 each.ready = each.server.ready()
+            elif now - each.trimmed > _TRIM_S:
+                each.trimmed = now
+                each.server.trim_log()
         except (Failed, processes.InUse, OSError) as error:
             each.ready, each.down = False, True
             pause_s = each.pause.begin(now, now - each.since)

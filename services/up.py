@@ -169,15 +169,16 @@ class _Installation:
         usual = self.directory == Path(os.path.abspath(config.default_data_dir()))
         where = "" if usual else f" --data-dir {self.directory}"
         token = self.directory / "secrets" / "admin.token"
-        print(
+        text = (
             f"Undrift {metadata.version('undrift')} is ready: {self.url}\n"
             f"The admin token is in {token}\n"
             "Try:\n"
             f'  curl -H "Authorization: Bearer $(cat {token})" {self.url}/api/v1/health\n'
             f"  undrift files sync{where} SOURCE TARGET\n"
-            f"  undrift jobs list{where}",
-            flush=True,
+            f"  undrift jobs list{where}"
         )
+        with contextlib.suppress(OSError):  # whoever started us may not listen any more
+            print(text, flush=True)
 
 
 def _check_port(gateway: config.Gateway) -> None:

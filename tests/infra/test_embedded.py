@@ -308,3 +308,18 @@ async def test_a_store_that_was_deleted_is_begun_again(broker: embedded.Nats) ->
 async def test_template_databases_are_migrated_and_empty(database: str, blank_database: str) -> None:
     assert await value(database, "SELECT count(*) FROM undrift.events") == 0
     assert await value(blank_database, "SELECT to_regclass('undrift.events')") is None
+
+
+async def test_a_log_that_grew_large_is_put_aside_under_the_running_server(
+    postgres: embedded.Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = postgres.start()
+    log, earlier = postgres.directory / "postgres.log", postgres.directory / "postgres.log.1"
+    monkeypatch.setattr(servers, "LOG_BYTES", 10)
+    postgres.trim_log()
+    assert log.read_text() == ""
+    assert "ready to accept connections" in earlier.read_text()
+    with pytest.raises(asyncpg.UndefinedTableError):
+        await value(url, "SELECT 'a secret' FROM nothing")
+    assert 'relation "nothing" does not exist' in log.read_text()
+    assert "a secret" not in log.read_text()

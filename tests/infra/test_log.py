@@ -18,9 +18,9 @@ from infra import config, log
 @pytest.fixture
 def stream() -> Iterator[io.StringIO]:
     root, access = logging.getLogger(), logging.getLogger("uvicorn.access")
-    before = (root.handlers[:], root.level, access.disabled)
+    before = (root.handlers[:], root.level, access.disabled, logging.raiseExceptions)
     yield io.StringIO()
-    root.handlers[:], root.level, access.disabled = before
+    root.handlers[:], root.level, access.disabled, logging.raiseExceptions = before
     logging.captureWarnings(False)
     structlog.reset_defaults()
 
@@ -155,3 +155,12 @@ def test_lines_below_the_level_are_not_written(stream: io.StringIO) -> None:
     log.get().info("quiet")
     log.get().warning("loud")
     assert only(stream)["message"] == "loud"
+
+
+def test_work_goes_on_when_nobody_reads_the_log(stream: io.StringIO) -> None:
+    log.setup(config.Log(), "gateway", stream)
+    stream.close()
+    with log.unit("sync") as line:
+        line["files"] = 3
+    logging.getLogger("uvicorn.error").error("lost")
+    assert line["files"] == 3
