@@ -16,7 +16,7 @@ from infra.db import CONNECTION_LOST, Database
 
 log = structlog.get_logger("gateway")
 
-_PRINCIPALS = 10_000
+_MARKS = 20_000
 _POSITION = (
     "select min(t.pos) from unnest($1::text[], $2::int[]) as p(name, generation)"
     " left join undrift.tracking t on t.projection = p.name and t.generation = p.generation having count(t.pos) = $3"
@@ -28,21 +28,26 @@ class Reads:
 
     def __init__(self, database: Database, settings: Gateway, poll_s: float) -> None:
         self._database, self._wait_s, self._poll_s = database, settings.read_wait_s, poll_s
-        self._written: OrderedDict[str, int] = OrderedDict()
+        self._written: OrderedDict[tuple[str, str], int] = OrderedDict()
         self._waiting: set[tuple[int, asyncio.Future[None]]] = set()
         self._changed = asyncio.Event()
         self.position = -1  # until the read models exist
 
-    def wrote(self, principal: str, position: int) -> None:
-        self._written[principal] = max(position, self._written.get(principal, 0))
-        self._written.move_to_end(principal)
-        if len(self._written) > _PRINCIPALS:
+    def wrote(self, principal: str, position: int, *contexts: str) -> None:
+        """Remembers where a principal's command ended, for reads of everything and of these contexts."""
+        for context in ("", *contexts):
+            mark = (principal, context)
+            self._written[mark] = max(position, self._written.get(mark, 0))
+            self._written.move_to_end(mark)
+        while len(self._written) > _MARKS:
             self._written.popitem(last=False)
 
-    async def wait(self, principal: str, asked: int | None = None) -> int:
-        """The position that a read sees. Raises Unavailable when the one that was asked for is not reached in time."""
-        own = self._written.get(principal, 0)
-        needed = max(own, asked or 0)
+    async def wait(self, principal: str, asked: int | None = None, context: str = "") -> int:
+        """The position that a read sees: past what the principal wrote, in one context where that is all it reads.
+
+        Raises Unavailable when the position that was asked for is not reached in time.
+        """
+        needed = max(self._written.get((principal, context), 0), asked or 0)
         if self.position < needed:
             await self.reached(needed, self._wait_s)
             if self.position < (asked or 0):

@@ -262,7 +262,7 @@ async def start(call: Call) -> Any:
     type = job_routes.job_type(body.sync_type)
     done = await call.earlier(integrations, jobs)
     if done is None:
-        await call.caught_up()
+        await call.caught_up(integrations.STREAM)
         wishes = [Wish(integrations, id, integrations.Start())]
         if body.schedule_immediate:
             queued = await job_routes.queue(call, id, type, kinds.Options())

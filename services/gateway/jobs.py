@@ -240,7 +240,7 @@ async def create(call: Call) -> Any:
     kind = job_type(body.type)
     done = await call.earlier(jobs)
     if done is None:
-        await call.caught_up()
+        await call.caught_up(integrations.STREAM)
         queued = await queue(call, body.integration_id, kind, body.options)
         done = await call.execute([Wish(jobs, queued.ticket.job, jobs.Queue(queued), fresh=True)])
     queued = _queued(done)

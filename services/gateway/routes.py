@@ -79,7 +79,7 @@ class Call:
     async def optional_body(self, kind: type[T]) -> T | None:
         limit = self.api.process.settings.gateway.max_body_bytes
         self.raw = await bodies.raw_json(self.scope, self.receive, limit=limit)
-        return bodies.decode(self.raw, kind) if self.raw else None
+        return await bodies.parse(self.raw, kind) if self.raw else None
 
     def key(self) -> Key | None:
         """The idempotency key within its principal, with the hash of what was asked. Read the body first."""
@@ -106,12 +106,14 @@ class Call:
         done = await self.api.process.store.execute_all(
             wishes, tenant=self.tenant, metadata=self.metadata(), key=self.key()
         )
-        self.api.reads.wrote(self.principal.actor, done.position)
+        contexts = {one.stream.partition("/")[0] for one in done.events}
+        self.api.reads.wrote(self.principal.actor, done.position, *contexts)
         return done
 
-    async def caught_up(self) -> int:
-        """Waits until the read models show what this principal wrote, and the position it asked for; answers theirs."""
-        return await self.api.reads.wait(self.principal.actor, headers.min_position(self.fields))
+    async def caught_up(self, context: str = "") -> int:
+        """Waits until the read models show what this principal wrote (in one context, where that is all the handler
+        reads), and the position it asked for; answers theirs."""
+        return await self.api.reads.wait(self.principal.actor, headers.min_position(self.fields), context)
 
     def reply(self, value: Any, position: int, status: int = 200, extra: Sequence[headers.Pair] = ()) -> Reply:
         return Reply(status, self.route.dialect.encode(value), [headers.position(position), *extra])
