@@ -13,19 +13,6 @@ from services.cli_common import Exit, Flag, Instance, console, emit, printable, 
 
 _SHOWN = ("id", "kind", "type", "integrationId", "status", "stage", "progress")
 _TIMES = ("createdAt", "startedAt", "estimatedCompletion", "completedAt")
-    "id",
-    "kind",
-    "type",
-    "integrationId",
-    "status",
-    "stage",
-    "progress",
-    "createdAt",
-    "startedAt",
-    "estimatedCompletion",
-    "completedAt",
-]
-
 Status = Literal["queued", "running", "paused", "stopping", "stopped", "completed", "failed"]
 
 app = App(name="jobs", help="See, stop and resume jobs: everything that moves data is one.")
