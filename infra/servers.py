@@ -155,14 +155,23 @@ class Server(abc.ABC):
 
 
 def end_all(left: Callable[[], Sequence[int]], leader: int, force: int, patience_s: float = 10.0) -> None:
-    """Wait for the processes that `left` finds; `leader` ends by itself, or by `force` after `patience_s`.
+    """Wait until `left` finds no process any more. `leader` is told by `force` after `patience_s`, then killed.
 
-    Without their leader the others have nothing left to do and are killed.
+    Without their leader the others have nothing left to do and are killed at once. Failed when one stays.
     """
-    deadline = time.monotonic() + patience_s
+    begun = time.monotonic()
     while found := left():
-        if leader not in found or time.monotonic() > deadline:
-            for pid in found:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, force if pid == leader else signal.SIGKILL)
+        waited = time.monotonic() - begun
+        if waited > patience_s + 10:
+            raise Failed(f"processes of an earlier start cannot be ended: {', '.join(map(str, found))}")
+        if leader not in found or waited > patience_s + 3:
+            _tell(found, signal.SIGKILL)
+        elif waited > patience_s:
+            _tell([leader], force)
         time.sleep(0.01)
+
+
+def _tell(pids: Sequence[int], signum: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signum)
