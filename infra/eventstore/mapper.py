@@ -6,6 +6,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from struct import Struct
 from typing import Any
 from uuid import UUID
 
@@ -22,6 +23,7 @@ from infra.secrets import Keyring
 Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
 
 ERASED = "erased"
+_HEADER = Struct(">4Iii16s")
 _encoder = msgspec.json.Encoder()
 _metadata = msgspec.json.Decoder(messages.Metadata)
 
@@ -64,10 +66,12 @@ class Draft:
 def content_hash(
     tenant: str, stream: str, version: int, topic: str, schema_version: int, event_id: UUID, metadata: str, state: bytes
 ) -> bytes:
-    """BLAKE3 over the header and the ciphertext of a stored event, each part prefixed by its length."""
-    parts = [part.encode() for part in (tenant, stream, str(version), topic, str(schema_version))]
-    parts += [event_id.bytes, metadata.encode(), state]
-    return blake3.blake3(b"".join(len(part).to_bytes(4, "big") + part for part in parts)).digest()
+    """BLAKE3 over the stored event: a header of fixed width (big-endian, 4 bytes each: the lengths of tenant, stream,
+    topic and metadata, the version, the schema version; then the event id), these four texts, the ciphertext."""
+    texts = (tenant.encode(), stream.encode(), topic.encode(), metadata.encode())
+    lengths = (len(texts[0]), len(texts[1]), len(texts[2]), len(texts[3]))
+    header = _HEADER.pack(*lengths, version, schema_version, event_id.bytes)
+    return blake3.blake3(b"".join((header, *texts, state))).digest()
 
 
 class Mapper(LibraryMapper[str]):

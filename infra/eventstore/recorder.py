@@ -95,99 +95,152 @@ class Appended(Struct, frozen=True):
 Outcome = Appended | Exception
 
 
-async def append_group(connection: asyncpg.Connection[asyncpg.Record], commands: Sequence[Append]) -> list[Outcome]:
-    """Appends a group in one call; answers one outcome per command, in order.
+class Prepared(Struct, frozen=True):
+    """A command with what can be known of it before the log is asked.
 
-    The commands must share no stream, key or claimed name. Whatever the call itself raises applies to all of them.
+    `names` is what it must not share with another of its group: streams, the idempotency key, claimed names.
+    `takes` and `releases` are the net effect of its claims, as (kind, key, stream, shared) and (kind, key, stream).
     """
-    row = await connection.fetchrow(_APPEND, *_arguments(commands))
-    assert row is not None
-    return _outcomes(commands, row["head"], row["stamp"], msgspec.json.decode(row["refused"]))
+
+    command: Append
+    count: int
+    names: frozenset[object]
+    takes: Sequence[tuple[str, str, str, bool]] = ()
+    releases: Sequence[tuple[str, str, str]] = ()
 
 
-_APPEND = (
-    "select head, stamp, refused from undrift.append($1::int[], $2::text[], $3::text[], $4::int[], $5::text[],"
-    " $6::int[], $7::uuid[], $8::text[], $9::bytea[], $10::bytea[], $11::int[], $12::text[], $13::int[], $14::int[],"
-    " $15::text[], $16::text[], $17::text[], $18::bytea[], $19::int[], $20::text[], $21::text[], $22::text[],"
-    " $23::text[], $24::bool[], $25::bool[], $26::int[], $27::text[], $28::text[], $29::bigint[])"
-)
+def prepare(command: Append) -> Prepared:
+    """Raises Claimed when the command takes a name for two streams, ValueError for events that do not belong."""
+    names: set[object] = set()
+    count = 0
+    claiming = False
+    for write in command.writes:
+        version = write.expected
+        for event in write.events:
+            version += 1
+            if event.originator_version != version or event.originator_id != write.stream:
+                raise ValueError(f"version {event.originator_version} does not follow in {write.stream}")
+        count += len(write.events)
+        names.add(write.stream)
+        claiming = claiming or bool(write.claims)
+    if len(names) != len(command.writes):
+        raise ValueError("a command writes to each of its streams once")
+    if command.key is not None:
+        names.add((command.tenant, command.key.principal, command.key.key))
+    if not claiming:
+        return Prepared(command, count, frozenset(names))
+    takes, releases = net_claims(command.writes)
+    names.update(("claim", command.tenant, claim.kind, claim.key) for write in command.writes for claim in write.claims)
+    return Prepared(command, count, frozenset(names), takes, releases)
 
 
-def _columns(rows: Sequence[tuple[Any, ...]], width: int) -> list[tuple[Any, ...]]:
-    return list(zip(*rows, strict=True)) if rows else [()] * width
+def net_claims(
+    writes: Iterable[Write],
+) -> tuple[list[tuple[str, str, str, bool]], list[tuple[str, str, str]]]:
+    """What a command's claims and releases come to in their order; a name taken and given back was never taken.
 
-
-def _arguments(commands: Sequence[Append]) -> list[tuple[Any, ...]]:
-    events: list[tuple[Any, ...]] = []
-    writes: list[tuple[Any, ...]] = []
-    keys: list[tuple[Any, ...]] = []
-    claims: list[tuple[Any, ...]] = []
-    guards: list[tuple[Any, ...]] = []
-    for number, command in enumerate(commands):
-        for write in command.writes:
-            writes.append((number, write.stream, write.expected))
-            events.extend(
-                (number, e.tenant, write.stream, e.originator_version, e.topic, *_body(e)) for e in write.events
-            )
-        if command.key is not None:
-            k = command.key
-            keys.append((number, command.tenant, k.principal, k.key, k.request_hash))
-        if any(write.claims for write in command.writes):
-            claims.extend((number, command.tenant, *claim) for claim in net_claims(command.writes))
-        guards.extend((number, g.lease, g.owner, g.fence) for g in command.guards)
-    return _columns(events, 10) + _columns(writes, 3) + _columns(keys, 5) + _columns(claims, 7) + _columns(guards, 4)
-
-
-def _body(event: LogEvent) -> tuple[Any, ...]:
-    return event.schema_version, event.event_id, event.metadata, event.state, event.hash
-
-
-def net_claims(writes: Iterable[Write]) -> list[tuple[str, str, str, bool, bool]]:
-    """The net effect of a command's claims and releases in their order, as (kind, key, stream, shared, take).
-
-    Raises Claimed when the command itself takes a name twice for different streams.
+    Raises Claimed when the command itself takes a name for two streams.
     """
-    net: dict[tuple[str, str, str], tuple[bool, bool]] = {}
+    net: dict[tuple[str, str, str], bool | None] = {}
     for write in writes:
         for claim in write.claims:
             name = (claim.kind, claim.key, write.stream)
             if claim.action == "release":
-                # A name taken and given back in one command was never taken.
-                net[name] = (False, False)
+                net[name] = None
                 continue
-            for (kind, key, stream), (take, shared) in net.items():
-                other = take and (kind, key) == (claim.kind, claim.key) and stream != write.stream
+            for (kind, key, stream), shared in net.items():
+                other = shared is not None and (kind, key) == (claim.kind, claim.key) and stream != write.stream
                 if other and not (shared and claim.shared):
                     raise Claimed(claim.kind, claim.key, stream)
-            net[name] = (True, claim.shared)
-    return [(kind, key, stream, shared, take) for (kind, key, stream), (take, shared) in net.items()]
+            net[name] = claim.shared
+    takes = [(*name, shared) for name, shared in net.items() if shared is not None]
+    return takes, [name for name, shared in net.items() if shared is None]
 
 
-def _outcomes(commands: Sequence[Append], head: int, stamp: datetime, refused: list[dict[str, Any]]) -> list[Outcome]:
-    reasons = {row["command"]: row for row in reversed(refused)}
-    outcomes: list[Outcome] = []
-    for number, command in enumerate(commands):
-        if (row := reasons.get(number)) is not None:
-            outcomes.append(_refusal(row))
-            continue
-        count = sum(len(write.events) for write in command.writes)
-        outcomes.append(Appended(head + 1, count, stamp))
-        head += count
-    return outcomes
+async def append_group(
+    connection: asyncpg.Connection[asyncpg.Record], commands: Sequence[Prepared]
+) -> Sequence[Outcome]:
+    """Appends a group; answers one outcome per command, in order.
+
+    The commands must share none of their names. A call stores its commands or says which of them are refused; the
+    others are sent again. Whatever a call itself raises applies to all of them.
+    """
+    outcomes: dict[int, Outcome] = {}
+    waiting = list(range(len(commands)))
+    while waiting:
+        arguments, owners = _arguments([commands[number] for number in waiting])
+        row = await connection.fetchrow(_APPEND, *arguments)
+        assert row is not None
+        head, stamp, refused = row
+        if refused is None:
+            for number in waiting:
+                outcomes[number] = Appended(head + 1, commands[number].count, stamp)
+                head += commands[number].count
+            break
+        for reason in msgspec.json.decode(refused):
+            outcomes.setdefault(waiting[owners[reason["in"]][reason["nth"] - 1]], _refusal(reason))
+        waiting = [number for number in waiting if number not in outcomes]
+    return [outcomes[number] for number in range(len(commands))]
 
 
-def _refusal(row: dict[str, Any]) -> Outcome:
-    match row["why"]:
+_APPEND = (
+    "select head, stamp, refused from undrift.append("
+    "$1::text[], $2::text[], $3::int[], $4::text[], $5::int[], $6::uuid[], $7::text[], $8::bytea[], $9::bytea[],"
+    " $10::text[], $11::int[], $12::text[], $13::text[], $14::text[], $15::bytea[], $16::int[], $17::int[],"
+    " $18::text[], $19::text[], $20::text[], $21::text[], $22::bool[], $23::int[],"
+    " $24::text[], $25::text[], $26::text[], $27::text[], $28::text[], $29::text[], $30::bigint[])"
+)
+
+_Rows = list[tuple[Any, ...]]
+#: How many columns each of the function's arrays of rows has, in its order.
+_WIDTHS = {"events": 9, "writes": 2, "keys": 6, "takes": 6, "releases": 4, "guards": 3}
+
+
+def _arguments(commands: Sequence[Prepared]) -> tuple[list[tuple[Any, ...]], dict[str, list[int]]]:
+    """The columns, and for each row of writes, keys, takes and guards the place of the command it belongs to."""
+    rows: dict[str, _Rows] = {name: [] for name in _WIDTHS}
+    owners: dict[str, list[int]] = {"writes": [], "keys": [], "takes": [], "guards": []}
+    events, writes = rows["events"], rows["writes"]
+    before = 0
+    for place, prepared in enumerate(commands):
+        command = prepared.command
+        tenant = command.tenant
+        for write in command.writes:
+            writes.append((write.stream, write.expected))
+            owners["writes"].append(place)
+            for e in write.events:
+                body = (e.topic, e.schema_version, e.event_id, e.metadata, e.state, e.hash)
+                events.append((tenant, write.stream, e.originator_version, *body))
+        if (k := command.key) is not None:
+            rows["keys"].append((tenant, k.principal, k.key, k.request_hash, before, prepared.count))
+            owners["keys"].append(place)
+        for take in prepared.takes:
+            rows["takes"].append((tenant, *take, before))
+            owners["takes"].append(place)
+        for release in prepared.releases:
+            rows["releases"].append((tenant, *release))
+        for guard in command.guards:
+            rows["guards"].append((guard.lease, guard.owner, guard.fence))
+            owners["guards"].append(place)
+        before += prepared.count
+    columns: list[tuple[Any, ...]] = []
+    for name, width in _WIDTHS.items():
+        columns += zip(*rows[name], strict=True) if rows[name] else [()] * width
+    return columns, owners
+
+
+def _refusal(reason: dict[str, Any]) -> Outcome:
+    match reason["why"]:
         case "replayed":
-            return Appended(row["first"], row["n"], datetime.fromisoformat(row["at"]), replayed=True)
+            return Appended(reason["first"], reason["n"], datetime.fromisoformat(reason["at"]), replayed=True)
         case "key_reused":
             return KeyReused("the idempotency key was used with another request")
         case "guard":
             return GuardFailed("the lease was taken over")
         case "claimed":
-            return Claimed(row["kind"], row["name"], row["holder"])
+            return Claimed(reason["kind"], reason["name"], reason["holder"])
         case _:
-            return VersionConflict(f"{row['name']} is at version {row['actual']}")
+            return VersionConflict(f"{reason['name']} is at version {reason['actual']}")
 
 
 def notification(row: asyncpg.Record) -> LogNotification:
@@ -216,16 +269,19 @@ class Recorder:
         self, stored_events: Sequence[StoredEvent], tracking: Tracking | None = None
     ) -> Sequence[int]:
         """Appends the events, and the tracking object with them. Raises IntegrityError when either is refused."""
-        command = _plain_append(stored_events)
-        async with self._database.transaction() as connection:
-            if tracking is not None:
-                await _insert_tracking(connection, tracking)
-            if not stored_events:
-                return []
-            [outcome] = await append_group(connection, [command])
-            if isinstance(outcome, Exception):
-                raise outcome
-            return range(outcome.first, outcome.first + outcome.count)
+        try:
+            command = prepare(_plain_append(stored_events))
+            async with self._database.transaction() as connection:
+                if tracking is not None:
+                    await _insert_tracking(connection, tracking)
+                if not stored_events:
+                    return []
+                [outcome] = await append_group(connection, [command])
+                if isinstance(outcome, Exception):
+                    raise outcome
+                return list(range(outcome.first, outcome.first + outcome.count))
+        except (asyncpg.UniqueViolationError, ValueError) as error:
+            raise IntegrityError(str(error)) from error
 
     async def select_events(
         self,

@@ -3,40 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
+from uuid import uuid4
 
 import asyncpg
 import structlog
+from eventsourcing.persistence import OperationalError
 
 from infra.config import EventStore
 from infra.db import CONNECTION_LOST, Database, naming_loss
-from infra.eventstore.recorder import Append, Appended, Outcome, Overloaded, append_group, net_claims
+from infra.eventstore.recorder import Append, Appended, Outcome, Overloaded, Prepared, append_group, prepare
 
 log = structlog.get_logger()
 
 #: What a command that cannot be stored raises, here or in the server.
 BAD = (asyncpg.PostgresError, asyncpg.InterfaceError, ValueError, TypeError, OverflowError)
 
+#: How many commands are looked at for a group of that many events.
+_LOOKS = 4
+
 
 class _Pending:
-    __slots__ = ("command", "events", "future", "names")
+    __slots__ = ("future", "lane", "prepared")
 
-    def __init__(self, command: Append, future: asyncio.Future[Appended]) -> None:
-        self.command, self.future = command, future
-        self.events = sum(len(write.events) for write in command.writes)
-        self.names = frozenset(_names(command))
+    def __init__(self, prepared: Prepared, future: asyncio.Future[Appended]) -> None:
+        self.prepared, self.future = prepared, future
+        self.lane = (prepared.command.tenant, prepared.command.principal)
 
-
-def _names(command: Append) -> Iterator[tuple[str, ...]]:
-    """What two commands of one group must not share: streams, idempotency keys, claimed names."""
-    for write in command.writes:
-        yield ("stream", write.stream)
-        for claim in write.claims:
-            yield ("claim", command.tenant, claim.kind, claim.key)
-    if command.key is not None:
-        yield ("key", command.tenant, command.key.principal, command.key.key)
+    def settle(self, outcome: Outcome) -> None:
+        if self.future.done():
+            return  # its caller was cancelled
+        if isinstance(outcome, Appended):
+            self.future.set_result(outcome)
+        else:
+            self.future.set_exception(outcome)
 
 
 class Queue:
@@ -44,7 +45,7 @@ class Queue:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._waiting: OrderedDict[tuple[str, str], deque[_Pending]] = OrderedDict()
+        self._lanes: OrderedDict[tuple[str, str], deque[_Pending]] = OrderedDict()
         self._count = 0
 
     def __len__(self) -> int:
@@ -54,50 +55,58 @@ class Queue:
         """Raises Overloaded when the queue is full."""
         if self._count >= self._limit:
             raise Overloaded("too many commands are waiting")
-        self._push(pending, left=False)
+        self._lanes.setdefault(pending.lane, deque()).append(pending)
+        self._count += 1
 
     def put_back(self, group: Sequence[_Pending]) -> None:
+        """What was taken comes first again, in its order."""
         for pending in reversed(group):
-            self._push(pending, left=True)
-
-    def _push(self, pending: _Pending, *, left: bool) -> None:
-        lane = self._waiting.setdefault((pending.command.tenant, pending.command.principal), deque())
-        (lane.appendleft if left else lane.append)(pending)
-        self._count += 1
+            self._lanes.setdefault(pending.lane, deque()).appendleft(pending)
+            self._lanes.move_to_end(pending.lane, last=False)
+            self._count += 1
 
     def take(self, max_events: int) -> list[_Pending]:
         """The next group: at most `max_events` events (a larger command goes alone), no name twice.
 
-        What shares a name with an earlier command waits, and so does whatever shares one with that.
+        What shares a name with an earlier command waits, and so does whatever shares one with that. What waits is
+        looked at first for the next group, so it cannot be passed over for ever.
         """
         group: list[_Pending] = []
-        taken: set[tuple[str, ...]] = set()
-        kept: dict[tuple[str, str], deque[_Pending]] = {}
-        events = scanned = 0
-        while self._waiting and scanned < 4 * max_events:
-            scanned += 1
-            principal, lane = self._waiting.popitem(last=False)
-            pending = lane.popleft()
-            full = bool(group) and events + max(pending.events, 1) > max_events
-            if pending.future.done():
-                self._count -= 1
-            elif full or not taken.isdisjoint(pending.names):
-                kept.setdefault(principal, deque()).append(pending)
-            else:
-                group.append(pending)
-                events += max(pending.events, 1)
-                self._count -= 1
-            taken |= pending.names
-            if full or events >= max_events:
-                if lane:
-                    self._waiting[principal] = lane
+        waiting: list[_Pending] = []
+        taken: set[object] = set()
+        events = 0
+        for _ in range(_LOOKS * max_events):
+            if events >= max_events or (pending := self._next()) is None:
                 break
-            if lane:
-                self._waiting[principal] = lane
-        for principal, lane in kept.items():
-            lane.extend(self._waiting.pop(principal, ()))
-            self._waiting[principal] = lane
+            prepared = pending.prepared
+            if taken.isdisjoint(prepared.names):
+                if group and events + prepared.count > max_events:
+                    waiting.insert(0, pending)
+                    break
+                group.append(pending)
+                events += max(prepared.count, 1)
+            else:
+                waiting.append(pending)
+            taken |= prepared.names
+        self.put_back(waiting)
         return group
+
+    def drain(self) -> Iterator[_Pending]:
+        """Everything that waits, out of the queue."""
+        while (pending := self._next()) is not None:
+            yield pending
+
+    def _next(self) -> _Pending | None:
+        """The first of the next lane, without those whose callers have gone."""
+        while self._lanes:
+            name, lane = self._lanes.popitem(last=False)
+            pending = lane.popleft()
+            self._count -= 1
+            if lane:
+                self._lanes[name] = lane
+            if not pending.future.done():
+                return pending
+        return None
 
 
 class Writer:
@@ -112,7 +121,8 @@ class Writer:
         self._queue = Queue(settings.queue)
         self._ready = asyncio.Event()
         self._connection: asyncpg.Connection[asyncpg.Record] | None = None
-        self._session: tuple[int, object] | None = None
+        self._session: tuple[int, str] | None = None
+        self._stopped = False
         self.groups = 0
         self.commands = 0
 
@@ -123,16 +133,20 @@ class Writer:
     async def append(self, command: Append) -> Appended:
         """Raises VersionConflict, Claimed, GuardFailed or KeyReused with nothing stored; Overloaded at once.
 
-        A cancelled caller does not take the command back: it may or may not be carried out.
+        A cancelled caller does not take the command back: it may or may not be carried out. When the writer is
+        stopped while a command waits, OperationalError leaves its outcome unknown.
         """
-        net_claims(command.writes)
+        prepared = prepare(command)
+        if self._stopped:
+            raise OperationalError("the writer has stopped")
         future: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
-        self._queue.put(_Pending(command, future))
+        self._queue.put(_Pending(prepared, future))
         self._ready.set()
         return await future
 
     async def run(self) -> None:
         """Serves the queue until cancelled."""
+        group: list[_Pending] = []
         try:
             while True:
                 await self._ready.wait()
@@ -140,23 +154,31 @@ class Writer:
                 while group := self._queue.take(self._settings.group_events):
                     await self._flush(group)
         finally:
+            self._stopped = True
+            for pending in [*group, *self._queue.drain()]:
+                pending.settle(OperationalError("the writer has stopped"))
             if self._connection is not None:
                 self._connection.terminate()
 
     async def _flush(self, group: list[_Pending]) -> None:
+        commands = [pending.prepared for pending in group]
+        outcomes: Sequence[Outcome | None]
         try:
-            outcomes = await self._append([pending.command for pending in group])
+            outcomes = await self._append(commands)
         except CONNECTION_LOST as error:
             log.warning("the connection to Postgres was lost during an append", reason=type(error).__name__)
-            outcomes = await self._look_up(group)
+            outcomes = await self._look_up(commands)
+        except Exception as error:
+            log.exception("an append went wrong", commands=len(commands))
+            outcomes = [found or error for found in await self._look_up(commands)]
         self.groups += 1
         self.commands += len(group)
         self._queue.put_back([pending for pending, outcome in zip(group, outcomes, strict=True) if outcome is None])
         for pending, outcome in zip(group, outcomes, strict=True):
-            if outcome is not None and not pending.future.done():
-                _settle(pending.future, outcome)
+            if outcome is not None:
+                pending.settle(outcome)
 
-    async def _append(self, commands: Sequence[Append]) -> Sequence[Outcome | None]:
+    async def _append(self, commands: Sequence[Prepared]) -> Sequence[Outcome]:
         connection = await self._connected()
         try:
             with naming_loss(connection):
@@ -164,12 +186,14 @@ class Writer:
         except CONNECTION_LOST:
             raise
         except BAD as error:
+            if connection.is_closed():
+                raise ConnectionResetError("the connection to Postgres is closed") from error
             if len(commands) == 1:
                 return [error]
             return await self._append_each(connection, commands)
 
     async def _append_each(
-        self, connection: asyncpg.Connection[asyncpg.Record], commands: Sequence[Append]
+        self, connection: asyncpg.Connection[asyncpg.Record], commands: Sequence[Prepared]
     ) -> Sequence[Outcome]:
         """The same commands in one transaction, each under a savepoint: only the bad one fails."""
         outcomes: list[Outcome] = []
@@ -186,23 +210,24 @@ class Writer:
         return outcomes
 
     async def _connected(self) -> asyncpg.Connection[asyncpg.Record]:
+        """The writer's connection, under a name by which its session can be found and ended."""
         if self._connection is None or self._connection.is_closed():
-            self._connection = await self._database.connect()
-            row = await self._connection.fetchrow(
-                "select pg_backend_pid() as pid, backend_start from pg_stat_activity where pid = pg_backend_pid()"
-            )
-            assert row is not None
-            self._session = (row["pid"], row["backend_start"])
+            connection = await self._database.connect()
+            name = f"undrift writer {uuid4().hex}"
+            await connection.execute("select set_config('application_name', $1, false)", name)
+            self._connection, self._session = connection, (connection.get_server_pid(), name)
         return self._connection
 
-    async def _look_up(self, group: Sequence[_Pending]) -> Sequence[Outcome | None]:
-        """What became of a group whose answer was lost; None stands for "not carried out, append again"."""
+    async def _look_up(self, commands: Sequence[Prepared]) -> Sequence[Appended | None]:
+        """What became of a group whose answer was lost; None stands for "not carried out"."""
         while True:
             try:
                 await self._end_old_session()
                 connection = await self._connected()
-                return [await _find(connection, pending.command) for pending in group]
-            except CONNECTION_LOST:
+                with naming_loss(connection):
+                    return [await _find(connection, prepared.command) for prepared in commands]
+            except (*CONNECTION_LOST, *BAD) as error:
+                log.warning("waiting for Postgres to say what became of an append", reason=type(error).__name__)
                 await asyncio.sleep(self._settings.reconnect_s)
 
     async def _end_old_session(self) -> None:
@@ -214,26 +239,25 @@ class Writer:
             return
         connection = await self._database.connect()
         try:
+            await connection.execute("set role none")  # only the login that began a session may end it
             while await connection.fetchval(
-                "select pg_terminate_backend(pid) from pg_stat_activity where pid = $1 and backend_start = $2",
+                "select pg_terminate_backend(pid) from pg_stat_activity where pid = $1 and application_name = $2",
                 *self._session,
             ):
                 await asyncio.sleep(0.01)
         finally:
-            with contextlib.suppress(*CONNECTION_LOST):
-                await connection.close(timeout=2)
+            connection.terminate()
         self._session = None
 
 
 async def _find(connection: asyncpg.Connection[asyncpg.Record], command: Append) -> Appended | None:
     events = [event for write in command.writes for event in write.events]
     if events:
-        write = next(write for write in command.writes if write.events)
         row = await connection.fetchrow(
             "select pos, recorded_at from undrift.events where stream_id = $1 and version = $2 and event_id = $3",
-            write.stream,
-            write.events[0].originator_version,
-            write.events[0].event_id,
+            events[0].originator_id,
+            events[0].originator_version,
+            events[0].event_id,
         )
         return None if row is None else Appended(row["pos"], len(events), row["recorded_at"])
     if command.key is None:
@@ -247,10 +271,3 @@ async def _find(connection: asyncpg.Connection[asyncpg.Record], command: Append)
         command.key.request_hash,
     )
     return None if row is None else Appended(row["first_pos"], row["n"], row["at"])
-
-
-def _settle(future: asyncio.Future[Appended], outcome: Outcome) -> None:
-    if isinstance(outcome, Appended):
-        future.set_result(outcome)
-    else:
-        future.set_exception(outcome)

@@ -22,7 +22,8 @@ log = structlog.get_logger("worker")
 # The oldest jobs whose line nobody else holds: a job's claim is named `<job>|<line>` (domain.jobs).
 _CANDIDATES = (
     "select c.tenant, c.stream_id, c.line, l.owner, l.fence, l.beat"
-    " from (select *, substr(key, strpos(key, '|') + 1) as line from undrift.claims where kind = any ($1)) c"
+    " from (select *, substr(key, strpos(key, '|') + 1) as line from undrift.claims"
+    " where kind = any ($1) and kind like 'work/%') c"  # as the index of open work says it
     " left join undrift.leases l on l.name = c.stream_id"
     " where c.stream_id <> all ($2) and not exists (select from undrift.claims r where r.tenant = c.tenant"
     " and r.kind = 'jobs.running' and r.key = c.line and r.stream_id <> c.stream_id)"

@@ -6,6 +6,8 @@ begin
     if not exists (select from pg_roles where rolname = 'undrift_app') then
         create role undrift_app nologin;
     end if;
+exception when duplicate_object or unique_violation then
+    null; -- roles belong to the server: another database was migrated at the same moment
 end $$;
 
 create table undrift.epochs (
@@ -41,9 +43,9 @@ create table undrift.commands (
     first_pos    bigint not null,
     n            integer not null,
     at           timestamptz not null,
-    primary key (tenant, principal, key)
+    primary key (key, tenant, principal)
 );
-create index commands_at on undrift.commands (at);
+create index commands_at on undrift.commands using brin (at);
 
 create table undrift.claims (
     tenant    text not null,
@@ -52,9 +54,9 @@ create table undrift.claims (
     stream_id text not null,
     shared    boolean not null,
     pos       bigint not null,
-    primary key (tenant, kind, key, stream_id)
+    primary key (key, kind, tenant, stream_id)
 );
-create index claims_oldest on undrift.claims (kind, pos);
+create index claims_oldest on undrift.claims (pos) where kind like 'work/%';
 
 create table undrift.leases (
     name  text primary key,
@@ -131,23 +133,24 @@ create table undrift_keys.subjects (
     primary key (tenant, subject)
 );
 
--- Appends a group of commands. The lock is taken first and held to the commit, so positions are gap-free and in
--- commit order; the head and each stream's last version are read from the events' own indexes, so no row is updated.
--- Commands of one group share no stream, idempotency key or claimed name, so each is judged by itself, set-based:
--- what is refused is listed, the rest is carried out. Positions follow from the head in the order of the events.
+-- Appends a group of commands, all of them or none. The lock is taken first and held to the commit, so positions are
+-- gap-free and in commit order; the head and each stream's last version are read from the events' own indexes, so no
+-- row is updated. Commands of one group share no stream, idempotency key or claimed name, so each is judged by itself;
+-- `refused` names every obstacle by its place in its array, and null says that the group was stored.
+-- Probes go by index whatever the statistics say: a plan made while a table was small must not outlive it.
 create function undrift.append(
-    e_command int[], e_tenant text[], e_stream text[], e_version int[], e_topic text[], e_schema int[], e_id uuid[],
-    e_metadata text[], e_state bytea[], e_hash bytea[],
-    w_command int[], w_stream text[], w_expected int[],
-    k_command int[], k_tenant text[], k_principal text[], k_key text[], k_hash bytea[],
-    c_command int[], c_tenant text[], c_kind text[], c_key text[], c_stream text[], c_shared boolean[], c_take boolean[],
-    g_command int[], g_lease text[], g_owner text[], g_fence bigint[],
+    e_tenant text[], e_stream text[], e_version int[], e_topic text[], e_schema int[], e_id uuid[], e_metadata text[],
+    e_state bytea[], e_hash bytea[],
+    w_stream text[], w_expected int[],
+    k_tenant text[], k_principal text[], k_key text[], k_hash bytea[], k_before int[], k_n int[],
+    t_tenant text[], t_kind text[], t_key text[], t_stream text[], t_shared boolean[], t_before int[],
+    r_tenant text[], r_kind text[], r_key text[], r_stream text[],
+    g_lease text[], g_owner text[], g_fence bigint[],
     out head bigint, out stamp timestamptz, out refused jsonb
-) language plpgsql security definer set search_path = pg_catalog as $$
+) language plpgsql security definer
+set search_path = pg_catalog set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
-    bad int[] := '{}';
-    more int[];
-    rows jsonb;
+    more jsonb;
 begin
     perform pg_advisory_xact_lock(7305011221);
     select e.pos, greatest(clock_timestamp(), e.recorded_at) into head, stamp
@@ -156,97 +159,78 @@ begin
         head := 0;
         stamp := clock_timestamp();
     end if;
-    refused := '[]';
 
-    if cardinality(k_command) > 0 then
-        select array_agg(k.command), jsonb_agg(jsonb_build_object(
-                'command', k.command, 'first', c.first_pos, 'n', c.n, 'at', c.at,
+    if cardinality(k_key) > 0 then
+        select jsonb_agg(jsonb_build_object('in', 'keys', 'nth', k.nth, 'first', c.first_pos, 'n', c.n, 'at', c.at,
                 'why', case when c.request_hash = k.hash then 'replayed' else 'key_reused' end))
-            into more, rows
-            from unnest(k_command, k_tenant, k_principal, k_key, k_hash) as k(command, tenant, principal, key, hash)
-            join undrift.commands c
-              on c.tenant = k.tenant and c.principal = k.principal and c.key = k.key;
-        if more is not null then
-            bad := bad || more;
-            refused := refused || rows;
-        end if;
+            into refused
+            from unnest(k_tenant, k_principal, k_key, k_hash) with ordinality as k(tenant, principal, key, hash, nth)
+            join undrift.commands c on c.tenant = k.tenant and c.principal = k.principal and c.key = k.key;
     end if;
 
-    if cardinality(g_command) > 0 then
-        select array_agg(g.command), jsonb_agg(jsonb_build_object('command', g.command, 'why', 'guard', 'name', g.lease))
-            into more, rows
-            from unnest(g_command, g_lease, g_owner, g_fence) as g(command, lease, owner, fence)
+    if cardinality(g_lease) > 0 then
+        select jsonb_agg(jsonb_build_object('in', 'guards', 'nth', g.nth, 'why', 'guard')) into more
+            from unnest(g_lease, g_owner, g_fence) with ordinality as g(lease, owner, fence, nth)
             left join undrift.leases l on l.name = g.lease and l.owner = g.owner and l.fence = g.fence
-            where l.name is null and g.command <> all (bad);
-        if more is not null then
-            bad := bad || more;
-            refused := refused || rows;
-        end if;
+            where l.name is null;
+        refused := coalesce(refused || more, refused, more);
     end if;
 
-    select array_agg(w.command), jsonb_agg(jsonb_build_object(
-            'command', w.command, 'why', 'version', 'name', w.stream, 'actual', w.actual))
-        into more, rows
+    select jsonb_agg(jsonb_build_object('in', 'writes', 'nth', w.nth, 'why', 'version', 'name', w.stream,
+            'actual', w.actual))
+        into more
         from (
-            select w.command, w.stream, w.expected,
+            select w.nth, w.stream, w.expected,
                 coalesce((select e.version from undrift.events e where e.stream_id = w.stream
                           order by e.version desc limit 1), 0) as actual
-            from unnest(w_command, w_stream, w_expected) as w(command, stream, expected)
+            from unnest(w_stream, w_expected) with ordinality as w(stream, expected, nth)
         ) w
-        where w.actual <> greatest(w.expected, 0) and w.command <> all (bad);
-    if more is not null then
-        bad := bad || more;
-        refused := refused || rows;
+        where w.actual <> greatest(w.expected, 0);
+    refused := coalesce(refused || more, refused, more);
+
+    if cardinality(t_key) > 0 then
+        select jsonb_agg(jsonb_build_object('in', 'takes', 'nth', t.nth, 'why', 'claimed', 'kind', t.kind,
+                'name', t.key, 'holder', h.stream_id))
+            into more
+            from unnest(t_tenant, t_kind, t_key, t_stream, t_shared) with ordinality
+                as t(tenant, kind, key, stream, shared, nth)
+            join undrift.claims h on h.tenant = t.tenant and h.kind = t.kind and h.key = t.key
+            where h.stream_id <> t.stream and not (h.shared and t.shared)
+              and not exists (
+                  select from unnest(r_tenant, r_kind, r_key, r_stream) as r(tenant, kind, key, stream)
+                  where r.tenant = t.tenant and r.kind = t.kind and r.key = t.key and r.stream = h.stream_id);
+        refused := coalesce(refused || more, refused, more);
     end if;
 
-    if cardinality(c_command) > 0 then
-        select array_agg(c.command), jsonb_agg(jsonb_build_object(
-                'command', c.command, 'why', 'claimed', 'kind', c.kind, 'name', c.key, 'holder', h.stream_id))
-            into more, rows
-            from unnest(c_command, c_tenant, c_kind, c_key, c_stream, c_shared, c_take)
-                as c(command, tenant, kind, key, stream, shared, take)
-            join undrift.claims h on h.tenant = c.tenant and h.kind = c.kind and h.key = c.key
-            where c.take and h.stream_id <> c.stream and not (h.shared and c.shared) and c.command <> all (bad)
-              and not exists (
-                  select from unnest(c_command, c_tenant, c_kind, c_key, c_stream, c_take)
-                      as r(command, tenant, kind, key, stream, take)
-                  where not r.take and r.command = c.command and r.tenant = c.tenant and r.kind = c.kind
-                    and r.key = c.key and r.stream = h.stream_id);
-        if more is not null then
-            bad := bad || more;
-            refused := refused || rows;
-        end if;
+    if refused is not null then
+        return;
     end if;
 
     insert into undrift.events
-        select head + row_number() over (order by e.nth), e.tenant, e.stream, e.version, e.topic, e.schema_version,
-               e.id, e.metadata, e.state, e.hash, stamp
-        from unnest(e_command, e_tenant, e_stream, e_version, e_topic, e_schema, e_id, e_metadata, e_state, e_hash)
-            with ordinality as e(command, tenant, stream, version, topic, schema_version, id, metadata, state, hash, nth)
-        where e.command <> all (bad);
+        select head + e.nth, e.tenant, e.stream, e.version, e.topic, e.schema_version, e.id, e.metadata, e.state,
+               e.hash, stamp
+        from unnest(e_tenant, e_stream, e_version, e_topic, e_schema, e_id, e_metadata, e_state, e_hash)
+            with ordinality as e(tenant, stream, version, topic, schema_version, id, metadata, state, hash, nth);
 
-    if cardinality(k_command) > 0 then
+    if cardinality(k_key) > 0 then
         insert into undrift.commands
-            select k.tenant, k.principal, k.key, k.hash,
-                   head + 1 + (select count(*) from unnest(e_command) e where e < k.command and e <> all (bad)),
-                   (select count(*) from unnest(e_command) e where e = k.command), stamp
-            from unnest(k_command, k_tenant, k_principal, k_key, k_hash) as k(command, tenant, principal, key, hash)
-            where k.command <> all (bad);
+            select k.tenant, k.principal, k.key, k.hash, head + 1 + k.before, k.n, stamp
+            from unnest(k_tenant, k_principal, k_key, k_hash, k_before, k_n)
+                as k(tenant, principal, key, hash, before, n);
     end if;
 
-    if cardinality(c_command) > 0 then
+    if cardinality(r_key) > 0 then
         delete from undrift.claims x
-            using unnest(c_command, c_tenant, c_kind, c_key, c_stream, c_take)
-                as c(command, tenant, kind, key, stream, take)
-            where not c.take and c.command <> all (bad)
-              and x.tenant = c.tenant and x.kind = c.kind and x.key = c.key and x.stream_id = c.stream;
+            using unnest(r_tenant, r_kind, r_key, r_stream) as r(tenant, kind, key, stream)
+            where x.tenant = r.tenant and x.kind = r.kind and x.key = r.key and x.stream_id = r.stream;
+    end if;
+
+    if cardinality(t_key) > 0 then
         insert into undrift.claims
-            select c.tenant, c.kind, c.key, c.stream, c.shared,
-                   head + 1 + (select count(*) from unnest(e_command) e where e < c.command and e <> all (bad))
-            from unnest(c_command, c_tenant, c_kind, c_key, c_stream, c_shared, c_take)
-                as c(command, tenant, kind, key, stream, shared, take)
-            where c.take and c.command <> all (bad)
-            on conflict do nothing;
+            select t.tenant, t.kind, t.key, t.stream, t.shared, head + 1 + t.before
+            from unnest(t_tenant, t_kind, t_key, t_stream, t_shared, t_before)
+                as t(tenant, kind, key, stream, shared, before)
+            on conflict (tenant, kind, key, stream_id) do update set shared = excluded.shared;
     end if;
 
     perform pg_notify('undrift_log', head::text);
