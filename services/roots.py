@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 
@@ -22,8 +23,14 @@ def allowed(settings: Settings, own: Sequence[str]) -> tuple[str, ...]:
     every = configured(settings)
     if not own:
         return every
-    roots = Roots(every)
+    roots = _known(every)
     return tuple(root for root in own if _holds(roots, root))
+
+
+@functools.lru_cache(maxsize=1000)
+def _known(roots: tuple[str, ...]) -> Roots:
+    """Resolving the roots' own names touches the disk, so it is done once."""
+    return Roots(roots)
 
 
 def _holds(roots: Roots, path: str) -> bool:
@@ -37,7 +44,7 @@ def _holds(roots: Roots, path: str) -> bool:
 def check(settings: Settings, own: Sequence[str], *paths: str) -> None:
     """Raises errors.Invalid for a path that is none, and for one that lies in another; errors.Forbidden outside the
     roots."""
-    roots = Roots(allowed(settings, own))
+    roots = _known(allowed(settings, own))
     for path in paths:
         roots.place(path)
     parts = sorted(absolute(path) for path in paths)

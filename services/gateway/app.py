@@ -65,6 +65,7 @@ class Gateway:
             route_handlers=endpoints(api, routes(metrics)),
             exception_handlers={Exception: dialects.handle},
             openapi_config=None,
+            logging_config=None,
         )
         _file_parameters(litestar.asgi_router.root_route_map_node)
         self.app = Edge(litestar, cors, limiter)

@@ -14,10 +14,10 @@ from domain import errors, jobs, kinds
 from domain.plans import files
 from infra.eventstore.store import Done, Wish
 from services import roots
+from services.asks import Ask
 from services.gateway import headers
 from services.gateway.dialects import EONACAT, Reply, Timestamp, timestamp_s
 from services.gateway.routes import Call, Route
-from services.worker import asks
 
 Text = Annotated[str, Meta(min_length=1, max_length=4096)]
 
@@ -119,7 +119,7 @@ def _queued(call: Call, spec: files.Spec, *, later: bool) -> jobs.Queued:
 
 async def _summary(call: Call, spec: files.Spec) -> files.Summary:
     process = call.api.process
-    ask = asks.Ask(spec=Raw(msgspec.json.encode(spec)), roots=call.principal.roots, tenant=call.tenant)
+    ask = Ask(spec=Raw(msgspec.json.encode(spec)), roots=call.principal.roots, tenant=call.tenant)
     answer = await process.bus.ask("files.plan", msgspec.json.encode(ask), process.settings.jobs.wait_s)
     return msgspec.json.decode(answer, type=files.Summary)
 

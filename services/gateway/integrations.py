@@ -232,7 +232,7 @@ async def _create(call: Call, body: Create, config: Raw) -> Any:
 
 def _wish(body: Create, config: Raw, id: str) -> Wish:
     command = integrations.Create(id=id, name=body.name, kind=body.kind, config=config, interval=body.sync_interval)
-    return Wish(integrations, id, command)
+    return Wish(integrations, id, command, fresh=True)  # if it is not, the append says so
 
 
 async def change(call: Call) -> Any:

@@ -6,24 +6,18 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
-from msgspec import Raw, Struct
+import msgspec
 
 from domain import errors
 from infra.bus import Handler
+from services.asks import Ask
 from services.main import Process
 from services.worker import child, engines
 from services.worker.children import Children, Died
 
 CONCURRENCY = 2
-
-
-class Ask(Struct, frozen=True):
-    """What is asked of a worker: a kind's specification, and the roots and tenant of whoever asks."""
-
-    spec: Raw
-    roots: tuple[str, ...]
-    tenant: str
 
 
 @asynccontextmanager
@@ -32,29 +26,36 @@ async def answering(process: Process, children: Children) -> AsyncIterator[None]
     slots = asyncio.Semaphore(CONCURRENCY)
     desks = []
     try:
-        for kind, prepare in engines.ASKS.items():
-            desks.append(await process.bus.answer(kind, _handler(process, children, prepare), slots))
+        for kind in engines.ASKS:
+            desks.append(await process.bus.answer(kind, _handler(process, children, kind), slots))
         yield
     finally:
         for desk in desks:
             await desk.close()
 
 
-def _handler(process: Process, children: Children, prepare: engines.Prepare) -> Handler:
+def _handler(process: Process, children: Children, kind: str) -> Handler:
     async def handle(payload: bytes, seconds: float) -> bytes:
-        task = prepare(process, payload, uuid.uuid4().hex)
-        async with children.one() as one:
-            await one.tell(task)
-            try:
-                while True:
-                    said = await one.hear()
-                    if isinstance(said, child.Done | child.Failed):
-                        one.clean = True
-                        break
-            except Died:
-                raise errors.Unavailable("The work ended its process") from None
-        if isinstance(said, child.Failed):
-            raise errors.catalogue().get(said.code, errors.SyncFailed)(said.message, **said.details)
-        return await engines.answered(process, task, said)
+        ask = msgspec.json.decode(payload, type=Ask)
+        task = engines.ASKS[kind](process.settings, ask, uuid.uuid4().hex)
+        try:
+            return await _answer(children, task)
+        finally:
+            await engines.discard(Path(task.work))
 
     return handle
+
+
+async def _answer(children: Children, task: child.Task) -> bytes:
+    async with children.one() as one:
+        await one.tell(task)
+        try:
+            said = await one.hear()
+            while not isinstance(said, child.Done | child.Failed):
+                said = await one.hear()
+        except Died:
+            raise errors.Unavailable("The work ended its process") from None
+        one.clean = True
+    if isinstance(said, child.Failed):
+        raise errors.catalogue().get(said.code, errors.SyncFailed)(said.message, **said.details)
+    return said.result

@@ -9,7 +9,6 @@ from __future__ import annotations
 import select
 import socket
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,9 @@ from domain import errors, jobs
 
 
 class Task(Struct, frozen=True, tag="task"):
-    """`call` is of services.worker.engines.CALLS; `spec` is JSON, `roots` the folders it may touch, `work` a folder of
-    its own for what it hands over."""
+    """`call` is of services.worker.engines.CALLS; `spec` and `guards` are JSON, `roots` the folders it may touch,
+    `work` a scratch folder that stays while the job may be resumed, `trash` takes what is deleted, `record` is the
+    file in which a pair of folders is remembered."""
 
     call: str
     spec: bytes
@@ -29,9 +29,8 @@ class Task(Struct, frozen=True, tag="task"):
     job: str
     work: str
     trash: str
-    settings: Mapping[str, Any]
-    record: str | None = None
-    checkpoint: bytes | None = None
+    record: str
+    guards: bytes
 
 
 class Stop(Struct, frozen=True, tag="stop"):
@@ -47,10 +46,6 @@ class Report(Struct, frozen=True, tag="report"):
 class Line(Struct, frozen=True, tag="line"):
     level: str
     message: str
-
-
-class Checkpoint(Struct, frozen=True, tag="checkpoint"):
-    data: bytes
 
 
 class Done(Struct, frozen=True, tag="done"):
@@ -70,7 +65,7 @@ class Failed(Struct, frozen=True, tag="failed"):
     counters: jobs.Counters = jobs.Counters()
 
 
-Said = Report | Line | Checkpoint | Done | Failed
+Said = Report | Line | Done | Failed
 Told = Task | Stop
 
 _encode = msgspec.msgpack.Encoder().encode

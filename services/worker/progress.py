@@ -1,4 +1,4 @@
-"""What is too fine for events: a job's present progress, its checkpoint and its log lines are rows."""
+"""What is too fine for events: a job's present progress and its log lines are rows."""
 
 from __future__ import annotations
 
@@ -33,35 +33,25 @@ async def read(database: Database, job: str) -> Progress | None:
     return None if text is None else msgspec.json.decode(text, type=Progress)
 
 
-async def checkpoint(database: Database, job: str) -> bytes | None:
-    """Where a job that is taken up again begins."""
-    found: bytes | None = await database.fetchval("select checkpoint from undrift.job_progress where job = $1", job)
-    return found
-
-
-async def write(
-    database: Database, tenant: str, job: str, lease: Lease, progress: Progress, checkpoint: bytes | None
-) -> None:
-    """Only under a lease that is still held; without a checkpoint the one before stays."""
+async def write(database: Database, tenant: str, job: str, lease: Lease, progress: Progress) -> None:
+    """Only under a lease that is still held."""
     await database.execute(
-        "insert into undrift.job_progress as p (job, tenant, fence, progress, checkpoint)"
-        " select $1, $2, $3, $4, $5 where exists"
-        " (select from undrift.leases where name = $6 and owner = $7 and fence = $3)"
+        "insert into undrift.job_progress as p (job, tenant, fence, progress)"
+        " select $1, $2, $3, $4 where exists"
+        " (select from undrift.leases where name = $5 and owner = $6 and fence = $3)"
         " on conflict (job) do update set fence = excluded.fence, progress = excluded.progress,"
-        " checkpoint = coalesce(excluded.checkpoint, p.checkpoint), updated_at = clock_timestamp()"
-        " where p.fence <= excluded.fence",
+        " updated_at = clock_timestamp() where p.fence <= excluded.fence",
         job,
         tenant,
         lease.fence,
         msgspec.json.encode(progress).decode(),
-        checkpoint,
         lease.name,
         lease.owner,
     )
 
 
 async def forget(database: Database, job: str) -> None:
-    """Once a job has completed its checkpoint serves nobody."""
+    """Once a job has completed, its events say everything."""
     await database.execute("delete from undrift.job_progress where job = $1", job)
 
 

@@ -14,7 +14,7 @@ from infra.db import CONNECTION_LOST
 from infra.eventstore.recorder import Claimed
 from infra.leases import Lease
 from services.main import Process
-from services.worker import run
+from services.worker import engines, run
 from services.worker.children import Children
 
 log = structlog.get_logger("worker")
@@ -43,11 +43,13 @@ class Worker:
         self._running: dict[str, tuple[Lease, run.Run, asyncio.Task[None]]] = {}
         self._blocked: set[str] = set()
         self._wake = asyncio.Event()
+        self._tidying: asyncio.TaskGroup
 
     async def serve(self) -> None:
         """Until cancelled; then what runs is ended, to be taken up again from its checkpoint."""
         try:
             async with asyncio.TaskGroup() as group:
+                self._tidying = group
                 group.create_task(self._listen())
                 group.create_task(self._beat())
                 group.create_task(self._look())
@@ -88,6 +90,8 @@ class Worker:
                     self._running[recorded.stream][1].ended_elsewhere(recorded.position)
                 self._blocked.clear()
                 self._wake.set()
+            case jobs.Deleted():
+                self._tidying.create_task(engines.discard(engines.folder(self._process.settings, recorded.id)))
             case _:
                 pass
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import time
 from datetime import UTC, datetime
-from pathlib import Path
 
 import structlog
 from msgspec import Raw
@@ -46,9 +44,9 @@ class Run:
         self._now = progress.Progress(state.stage or "initializing", state.progress, state.counters)
         self._said: tuple[str, int] = (state.stage or "", state.progress)
         self._lines: list[tuple[datetime, str, str]] = []
-        self._checkpoint: bytes | None = None
         self._written = 0.0
-        self._work = Path(process.settings.data_dir) / "work" / job
+        folder = engines.folder(process.settings, job)
+        self._work = engines.Work(tenant, job, state.queued, folder, state.confirm)
 
     # What the worker tells it.
 
@@ -121,9 +119,9 @@ class Run:
             return None
         if said.stopped:
             return jobs.EndStop(counters=said.counters)
-        result = await engines.keep(self._process, self._context(), said)
+        await engines.keep(self._process, self._work)
         duration_ms = round((time.monotonic() - started) * 1000)
-        return jobs.Complete(counters=said.counters, result=Raw(result), duration_ms=duration_ms)
+        return jobs.Complete(counters=said.counters, result=Raw(said.result), duration_ms=duration_ms)
 
     def _after_a_death(self) -> jobs.Command | None:
         if self._state.attempts < ATTEMPTS:
@@ -141,12 +139,8 @@ class Run:
             return jobs.Hold(reason=said.message, plan=plan, counters=counters, details=details)
         return jobs.Fail(code=said.code, message=said.message, counters=counters, details=said.details)
 
-    def _context(self) -> engines.Context:
-        return engines.Context(self._tenant, self._job, self._lease, self._queued, self._work, self._state.confirm)
-
     async def _converse(self) -> child.Done | child.Failed:
-        checkpoint = await progress.checkpoint(self._process.db, self._job)
-        task = await engines.task(self._process, self._context(), checkpoint)
+        task = engines.task(self._process.settings, self._work)
         await self._begin()
         async with self._children.one() as one:
             self._child = one
@@ -183,8 +177,6 @@ class Run:
                 await self._say_progress()
             case child.Line():
                 await self._add_line(said.level, said.message)
-            case child.Checkpoint():
-                self._checkpoint = said.data
         if time.monotonic() - self._written >= _ROW_S:
             await self._write_rows()
 
@@ -204,11 +196,10 @@ class Run:
     async def _write_rows(self) -> None:
         self._written = time.monotonic()
         lines, self._lines = self._lines, []
-        checkpoint, self._checkpoint = self._checkpoint, None
         database = self._process.db
         if lines:
             await progress.add_lines(database, self._tenant, self._job, lines)
-        await progress.write(database, self._tenant, self._job, self._lease, self._now, checkpoint)
+        await progress.write(database, self._tenant, self._job, self._lease, self._now)
 
     async def _close(self) -> None:
         try:
@@ -229,7 +220,8 @@ class Run:
             log.info("a job had ended already", job=self._job, reason=error.message)
         if isinstance(command, jobs.Complete):
             await progress.forget(self._process.db, self._job)
-        await asyncio.to_thread(shutil.rmtree, self._work, ignore_errors=True)
+        if isinstance(command, jobs.Complete | jobs.EndStop):
+            await engines.discard(self._work.folder)
 
     async def _execute(self, command: jobs.Command) -> None:
         """Under our fence only; trouble of the moment is waited out as long as the lease is ours."""

@@ -1,0 +1,152 @@
+"""Where kinds of work meet the worker: what a child is told, what it does, and what becomes of its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import shutil
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from domain import jobs
+from domain.plans import files as plan
+from infra.config import Settings
+from services import roots
+from services.asks import Ask
+from services.main import Process
+from services.worker import child, files
+from services.worker.files_context import Context as FilesContext
+from services.worker.files_context import Progress
+
+
+class Work(Struct, frozen=True):
+    """One run of one job, as its engine needs to know it."""
+
+    tenant: str
+    job: str
+    queued: jobs.Queued
+    folder: Path
+    confirm: str | None
+
+
+# In the worker's process.
+
+
+def task(settings: Settings, work: Work) -> child.Task:
+    """What the child is told."""
+    spec = msgspec.json.decode(work.queued.spec, type=plan.Spec)
+    if work.confirm is not None:
+        spec = replace(spec, plan_hash=work.confirm)
+    return _files_task(settings, "files", work.tenant, spec, work.queued.roots, work.job, work.folder)
+
+
+def plan_task(settings: Settings, ask: Ask, id: str) -> child.Task:
+    """An ask for a plan; its scratch folder is removed afterwards."""
+    spec = msgspec.json.decode(ask.spec, type=plan.Spec)
+    return _files_task(settings, "files.plan", ask.tenant, spec, ask.roots, id, folder(settings, f"ask-{id}"))
+
+
+ASKS: Mapping[str, Callable[[Settings, Ask, str], child.Task]] = {"files.plan": plan_task}
+
+
+def _files_task(
+    settings: Settings, call: str, tenant: str, spec: plan.Spec, own: tuple[str, ...], id: str, folder: Path
+) -> child.Task:
+    pair = "\0".join((tenant, spec.source_directory, spec.target_directory))
+    limits = settings.files
+    return child.Task(
+        call=call,
+        spec=msgspec.json.encode(spec),
+        roots=roots.allowed(settings, own),
+        job=id,
+        work=str(folder),
+        trash=str(settings.directory / "trash"),
+        record=str(settings.directory / "records" / hashlib.sha256(pair.encode("utf-8", "replace")).hexdigest()),
+        guards=msgspec.json.encode(
+            plan.Guards(
+                max_delete_fraction=limits.max_delete_fraction,
+                max_delete_count=limits.max_delete_count,
+                marker=limits.marker,
+            )
+        ),
+    )
+
+
+async def keep(process: Process, work: Work) -> None:
+    """Keeps the plan that a finished job carried out, under its hash."""
+    spooled = work.folder / "plan"
+    if spooled.exists():
+        await asyncio.to_thread(process.blobs.adopt, spooled)
+
+
+def folder(settings: Settings, job: str) -> Path:
+    """A job's scratch folder."""
+    return settings.directory / "work" / job
+
+
+async def discard(folder: Path) -> None:
+    """The scratch folder of work that will not be resumed."""
+    await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+# In the child's process.
+
+
+def _files_context(told: child.Task, parent: child.Parent) -> FilesContext:
+    work = Path(told.work)
+    record = Path(told.record)
+    record.parent.mkdir(mode=0o700, exist_ok=True)
+    return FilesContext(
+        roots=told.roots,
+        job=told.job,
+        work=work,
+        trash=Path(told.trash),
+        record=record,
+        plan_out=work / "plan",
+        guards=msgspec.json.decode(told.guards, type=plan.Guards),
+        emit=partial(_report, parent),
+        should_stop=parent.stop_asked,
+        log=lambda level, message: parent.say(child.Line(level, message)),
+    )
+
+
+def _report(parent: child.Parent, now: Progress) -> None:
+    counters = jobs.Counters(now.processed, now.created, now.updated, now.deleted, now.errors, now.bytes)
+    parent.say(child.Report(now.stage, now.percent, counters))
+
+
+def _sync_files(told: child.Task, parent: child.Parent) -> child.Done:
+    spec = msgspec.json.decode(told.spec, type=plan.Spec)
+    result = files.run(spec, _files_context(told, parent))
+    counters = jobs.Counters(
+        result.processed, result.created, result.updated, result.deleted, result.error_count, result.bytes
+    )
+    return child.Done(_bounded(result), counters, result.stopped)
+
+
+def _bounded(result: plan.Result) -> bytes:
+    """An event is at most 256 KiB: the errors' texts are cut to what fits, their number stays."""
+    encoded = msgspec.json.encode(result)
+    while len(encoded) > _RESULT_BYTES:
+        result = replace(result, errors=result.errors[: len(result.errors) // 2])
+        encoded = msgspec.json.encode(result)
+    return encoded
+
+
+def _plan_files(told: child.Task, parent: child.Parent) -> child.Done:
+    spec = msgspec.json.decode(told.spec, type=plan.Spec)
+    summary = files.plan(spec, _files_context(told, parent))
+    return child.Done(msgspec.json.encode(summary), jobs.Counters())
+
+
+_RESULT_BYTES = 128 * 1024
+
+CALLS: Mapping[str, Callable[[child.Task, child.Parent], child.Done]] = {
+    "files": _sync_files,
+    "files.plan": _plan_files,
+}
