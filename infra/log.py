@@ -53,6 +53,7 @@ _SHAPES = (
         re.compile(r"\b(password|passwd|pwd|secret|token|api[_-]?key|accountkey)(\s*:\s*)[^\s,;&\"']+", re.I),
         rf"\1\2{HIDDEN}",
     ),
+    _Shape("udk_", 10, re.compile(r"\budk_[\w-]+"), HIDDEN),
     _Shape("whsec_", 10, re.compile(r"\bwhsec_[\w+/=-]+"), HIDDEN),
     _Shape("eyJ", 10, re.compile(r"\beyJ[\w-]+\.[\w-]+\.[\w-]*"), HIDDEN),
     # the lengths of 32 random bytes in base64 and of a panel's token; hashes have no upper case

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-import msgspec
-
 from infra import config, log, processes
 from infra.servers import Failed, Server
 from services import supervised
@@ -71,7 +69,6 @@ class _Running:
         self.since = self.heard = 0.0
         self.spoke = self.ready = False
         self.text = b""
-        self.info: dict[str, Any] = {}
 
     @property
     def pid(self) -> int | None:
@@ -104,10 +101,9 @@ class _Running:
             while said := os.read(self.pipe, 65536):
                 self.text, self.heard, self.spoke = self.text + said, now, True
         *lines, self.text = self.text.split(b"\n")
-        news = [line.removeprefix(supervised.READY) for line in lines if line.startswith(supervised.READY)]
-        if news:
-            self.info, self.ready = msgspec.json.decode(news[-1], type=dict[str, Any]), True
-        return bool(news)
+        news = any(line.startswith(supervised.READY) for line in lines)
+        self.ready = self.ready or news
+        return news
 
     def is_silent(self, now: float) -> bool:
         return now - self.heard > (self.settings.silence_s if self.spoke else self.settings.start_s)
@@ -180,10 +176,6 @@ class Supervisor:
     def all_ready(self) -> bool:
         """Whether every server and program has said that it is ready."""
         return all(each.ready for each in self._serving) and all(each.ready for each in self._running)
-
-    def info(self, name: str) -> dict[str, Any]:
-        """What that program last said of itself when it became ready."""
-        return next(each.info for each in self._running if each.program.name == name)
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:

@@ -98,7 +98,7 @@ class _Installation:
     def run(self, make_programs: Callable[[Path], Sequence[Program]]) -> int:
         self.ready_file.unlink(missing_ok=True)
         self._complete_roots()
-        _check_port(self.settings.gateway)
+        self.settings.gateway.port = _usable_port(self.settings.gateway.host, self.settings.gateway.port)
         self.token = secrets.admin_token(self.directory, secrets.load_master(self.directory))
         owned = [server for server in (self.postgres, self.nats) if server is not None]
         environment = {name: text for name, text in os.environ.items() if not name.startswith("UNDRIFT_")}
@@ -139,10 +139,6 @@ class _Installation:
     def _changed(self, supervisor: Supervisor) -> None:
         if not self.greeted and not supervisor.all_ready:
             return
-        port = supervisor.info("gateway").get("port", self.settings.gateway.port)
-        if port != self.settings.gateway.port:  # it chose one: a restart shall come back there
-            self.settings.gateway.port = port
-            processes.write_private(self.file, config.dump(self.settings))
         processes.write_private(self.ready_file, self._ready(supervisor))
         if not self.greeted:
             self.greeted = True
@@ -181,18 +177,30 @@ class _Installation:
             print(text, flush=True)
 
 
-def _check_port(gateway: config.Gateway) -> None:
-    """The usual reason why nothing can start, said before anything is started."""
-    for host in (gateway.host,) if gateway.host else ("127.0.0.1", "::1"):
+def _usable_port(host: str, port: int) -> int:
+    """The port, or a free one for 0; kept by every restart of the gateway. Raises CannotRun for one that is taken.
+
+    That is the usual reason why nothing can start, so it is said before anything is started.
+    """
+    for _ in range(1 if port else 50):
+        chosen = port or processes.choose_port()
+        problem = _problem_with(host, chosen)
+        if problem is None:
+            return chosen
+    raise CannotRun(problem)
+
+
+def _problem_with(host: str, port: int) -> str | None:
+    for address in (host,) if host else ("127.0.0.1", "::1"):
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
         try:
-            with socket.create_server((host, gateway.port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
-                pass
+            socket.create_server((address, port), family=family).close()
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                taken = f"port {gateway.port} of {host} is taken; choose another with --port"
-                raise CannotRun(taken) from None
+                return f"port {port} of {address} is taken; choose another with --port"
             if error.errno == errno.EACCES:
-                raise CannotRun(f"port {gateway.port} of {host} is not allowed to this user") from None
+                return f"port {port} of {address} is not allowed to this user; choose another with --port"
+    return None
 
 
 async def _migrate(url: str, patience_s: float) -> None:

@@ -77,6 +77,7 @@ SECRET = "R3VuZ2VyX19hYmNkZWZnaGlqa2xtbm9wcXJzdHV2d3g"
         {"reason": f"header was bearer {SECRET}"},
         {"reason": f"Server=x;Password={SECRET};Encrypt=yes"},
         {"reason": f"whsec_{SECRET}"},
+        {"reason": f"no key udk_admin_{SECRET}"},
         {"path": f"/s/{SECRET}"},
         {"path": f"/s/{SECRET}?x=1", "arguments": [("a", SECRET)]},
         {"reason": "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0." + SECRET},
