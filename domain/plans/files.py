@@ -9,7 +9,7 @@ like when the last sync of this pair ended.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol, SupportsIndex, overload
 
 import msgspec
 from blake3 import blake3
@@ -95,6 +95,15 @@ class Folder(Protocol):
 
     def entries(self) -> Sequence[Entry]:
         """Sorted by name."""
+
+
+class Buffer(Protocol):
+    """Bytes, or a mapped file."""
+
+    @overload
+    def __getitem__(self, at: SupportsIndex, /) -> int: ...
+    @overload
+    def __getitem__(self, at: slice, /) -> bytes: ...
 
 
 Contents = Callable[[bytes], Mapping[bytes, Verdict]]
@@ -258,20 +267,31 @@ def changed_since(now: Entry, then: Entry | None) -> bool:
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Group).decode
 
+COPIES, FINISHES = 1, 2
+"""What a group is for: what is copied first, in any order, and what is done in order when all of that is there."""
+
+_COPYING = frozenset(("create", "update", "attributes", "mkdir"))
+
 
 class Digest:
-    """The encoding of a plan and, in the end, its hash: BLAKE3 over everything that was encoded."""
+    """The encoding of a plan and, in the end, its hash: BLAKE3 over everything that was encoded.
+
+    A frame is the length of what follows the fifth byte, what the group is for, and the group as msgpack.
+    """
 
     def __init__(self, spec: Spec) -> None:
         self._hash = blake3()
         asked = (VERSION, spec.source_directory, spec.target_directory, spec.mode, spec.delete_missing_in_target)
-        self.header = self._frame(_encode((*asked, spec.verify_integrity, spec.exclude_patterns, spec.entities)))
+        self.header = self._frame(0, _encode((*asked, spec.verify_integrity, spec.exclude_patterns, spec.entities)))
 
     def group(self, group: Group) -> bytes:
-        return self._frame(_encode(group))
+        what = 0
+        for action in group.actions:
+            what |= COPIES if action.op in _COPYING else FINISHES
+        return self._frame(what, _encode(group))
 
-    def _frame(self, data: bytes) -> bytes:
-        framed = len(data).to_bytes(4, "little") + data
+    def _frame(self, what: int, data: bytes) -> bytes:
+        framed = len(data).to_bytes(4, "little") + bytes((what,)) + data
         self._hash.update(framed)
         return framed
 
@@ -279,11 +299,22 @@ class Digest:
         return self._hash.hexdigest()
 
 
-def decode(data: bytes, at: int) -> tuple[Group | None, int]:
-    """The group at an offset of an encoded plan, and the offset behind it; None for the header."""
-    size = int.from_bytes(data[at : at + 4], "little")
-    end = at + 4 + size
-    return (None if at == 0 else _decode(data[at + 4 : end])), end
+class Frame(NamedTuple):
+    """Where a group of an encoded plan lies, and what it is for (0: the header)."""
+
+    start: int
+    end: int
+    what: int
+
+
+def frame(plan: Buffer, at: int) -> Frame:
+    """The frame at an offset."""
+    start = at + 5
+    return Frame(start, start + int.from_bytes(plan[at : at + 4], "little"), plan[at + 4])
+
+
+def decode(plan: Buffer, frame: Frame) -> Group:
+    return _decode(plan[frame.start : frame.end])
 
 
 def split(path: bytes, actions: list[Action]) -> Iterator[Group]:

@@ -1,0 +1,265 @@
+"""Comparing contents: every pair of files of one size, whatever their times say, by two processes.
+
+Each process appends what it found to a file of its own, so that a job that was killed does not read again what it had
+compared: a pair is taken as equal when neither inode has changed since.
+"""
+
+from __future__ import annotations
+
+import errno
+import heapq
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from domain.plans.files import Entry, Verdict, key
+from infra import paths
+from services.worker.files_context import Board
+from services.worker.files_listing import Folder, Listing
+
+_SMALL = 1 << 20
+_BLOCK = 1 << 20
+_CHUNK_FILES = 256
+_CHUNK_BYTES = 32 << 20
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+Known = tuple[bytes, int, int, int, int]
+"""A pair found equal: its name, and inode and change time on both sides."""
+
+
+class Found(Struct, array_like=True):
+    """Of files in one folder: which are not equal, and which are."""
+
+    path: bytes
+    verdicts: dict[bytes, Verdict]
+    equal: list[Known]
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Found).decode
+
+
+def known(source: Entry, target: Entry) -> Known:
+    return (source.name, source.inode, source.changed_ns, target.inode, target.changed_ns)
+
+
+def write(file: int, found: Iterable[Found]) -> None:
+    """Appends, in one call, so that a kill leaves at most one torn end."""
+    frames = [_encode(one) for one in found]
+    data = memoryview(b"".join(len(frame).to_bytes(4, "little") + frame for frame in frames))
+    while data:
+        data = data[os.write(file, data) :]
+
+
+def read(path: Path) -> Iterator[Found]:
+    """What a process wrote, in the order of `key`, without a torn end."""
+    with path.open("rb") as file:
+        while True:
+            size = int.from_bytes(file.read(4), "little")
+            data = file.read(size)
+            if not size or len(data) < size:
+                return
+            yield _decode(data)
+
+
+class Earlier:
+    """What earlier runs of this job found, asked in the order of `key`."""
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        self._stream = heapq.merge(*map(read, files), key=lambda found: key(found.path))
+        self._head = next(self._stream, None)
+
+    def folder(self, path: bytes) -> list[Found]:
+        wanted, here = key(path), []
+        while self._head is not None and key(self._head.path) <= wanted:
+            if self._head.path == path:
+                here.append(self._head)
+            self._head = next(self._stream, None)
+        return here
+
+    def verdicts(self, path: bytes) -> Mapping[bytes, Verdict]:
+        """What is not equal in a folder: the contents that a plan asks for."""
+        found: dict[bytes, Verdict] = {}
+        for one in self.folder(path):
+            found.update(one.verdicts)
+        return found
+
+    def equal(self, path: bytes) -> dict[bytes, Known]:
+        return {pair[0]: pair for one in self.folder(path) for pair in one.equal}
+
+
+class Task(Struct):
+    """Pairs of one size in a folder."""
+
+    path: bytes
+    pairs: list[tuple[Entry, Entry]]
+
+
+class Queue:
+    """Hands out pairs in order, to whichever process asks next; a folder of large files in several parts."""
+
+    def __init__(self, board: Board, source: Listing, target: Listing) -> None:
+        self._board, self._source, self._target = board, source, target
+
+    def take(self) -> list[Task]:
+        """About as much as keeps a process busy for a while; nothing when all is taken."""
+        tasks: list[Task] = []
+        files = size = 0
+        with self._board.queue() as heads:
+            ours, theirs, row = (int(heads[index]) for index in range(3))
+            while ours < self._source.size and theirs < self._target.size:
+                source, target = self._source.folder(ours), self._target.folder(theirs)
+                if source.path != target.path:
+                    first = key(source.path) < key(target.path)
+                    ours, theirs = (source.end, theirs) if first else (ours, target.end)
+                    continue
+                if files >= _CHUNK_FILES or size >= _CHUNK_BYTES:
+                    break
+                pairs = _pairs(source, target)
+                until = row
+                while until < len(pairs) and (until == row or size < _CHUNK_BYTES):
+                    size += pairs[until][0].size
+                    until += 1
+                if until > row:
+                    tasks.append(Task(source.path, pairs[row:until]))
+                    files += until - row
+                row = until
+                if row >= len(pairs):
+                    ours, theirs, row = source.end, target.end, 0
+            heads[0], heads[1], heads[2] = ours, theirs, row
+        return tasks
+
+
+def _pairs(source: Folder, target: Folder) -> list[tuple[Entry, Entry]]:
+    if not source.files or not target.files:
+        return []
+    there = {entry.name: entry for entry in target.entries() if entry.kind == "file"}
+    return [
+        (entry, other)
+        for entry in source.entries()
+        if entry.kind == "file" and (other := there.get(entry.name)) is not None and other.size == entry.size
+    ]
+
+
+class Comparer:
+    """Works the queue off in one process."""
+
+    def __init__(
+        self, roots: tuple[int, int], queue: Queue, board: Board, earlier: Earlier, out: Path, beat: Callable[[], bool]
+    ) -> None:
+        self._ours, self._theirs = paths.Trail(roots[0]), paths.Trail(roots[1])
+        self._queue, self._board, self._earlier, self._beat = queue, board, earlier, beat
+        self._out = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._blocks = bytearray(_BLOCK), bytearray(_BLOCK)
+
+    def run(self) -> bytes:
+        while not self._beat() and (tasks := self._queue.take()):
+            found = []
+            for task in tasks:
+                one = self._folder(task)
+                if one is None:
+                    break
+                found.append(one)
+            write(self._out, found)
+        os.close(self._out)
+        self._ours.close()
+        self._theirs.close()
+        return b""
+
+    def _folder(self, task: Task) -> Found | None:
+        """None when a stop was asked for on the way."""
+        before = self._earlier.equal(task.path)
+        found = Found(task.path, {}, [])
+        ours = self._enter(self._ours, task.path)
+        theirs = self._enter(self._theirs, task.path)
+        for source, target in task.pairs:
+            if self._beat():
+                return None
+            pair = known(source, target)
+            verdict = None if before.get(source.name) == pair else self._compare(ours, theirs, source)
+            if verdict is None:
+                found.equal.append(pair)
+            else:
+                found.verdicts[source.name] = verdict
+        self._board.add("compared", len(task.pairs))
+        return found
+
+    def _enter(self, trail: paths.Trail, path: bytes) -> int | None:
+        try:
+            return trail.enter(path)
+        except OSError:
+            return None
+
+    def _compare(self, ours: int | None, theirs: int | None, entry: Entry) -> Verdict | None:
+        if ours is None:
+            return "source"
+        if theirs is None:
+            return "target"
+        try:
+            one = os.open(entry.name, _READ, dir_fd=ours)
+        except OSError:
+            return "source"
+        try:
+            try:
+                other = os.open(entry.name, _READ, dir_fd=theirs)
+            except OSError:
+                return "target"
+            try:
+                return self._descriptors(one, other, entry.size)
+            finally:
+                os.close(other)
+        finally:
+            os.close(one)
+
+    def _descriptors(self, one: int, other: int, size: int) -> Verdict | None:
+        try:
+            if size < _SMALL:
+                data = os.read(one, size + 1)
+            else:
+                os.posix_fadvise(one, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        except OSError:
+            return "source"
+        try:
+            if size < _SMALL:
+                return None if os.read(other, size + 1) == data else "differs"
+            os.posix_fadvise(other, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+            return None if equal(one, other, size, self._blocks, self._beat) else "differs"
+        except OSError:
+            return "target"
+
+
+def equal(one: int, other: int, size: int, blocks: tuple[bytearray, bytearray], beat: Callable[[], bool]) -> bool:
+    """Whether two files have the same `size` bytes. A stop answers False: then nobody asks for the answer."""
+    first, second = blocks
+    skipping = sparse(one) and sparse(other)
+    at = 0
+    while at < size:
+        if skipping:
+            at = min(next_data(one, at, size), next_data(other, at, size))
+            if at >= size:
+                break
+        count = os.preadv(one, [first], at)
+        if count != os.preadv(other, [second], at) or not count:
+            return False
+        if first != second if count == len(first) else first[:count] != second[:count]:
+            return False
+        at += count
+        if beat():
+            return False
+    return at >= size
+
+
+def sparse(descriptor: int) -> bool:
+    st = os.fstat(descriptor)
+    return st.st_blocks * 512 < st.st_size
+
+
+def next_data(descriptor: int, at: int, size: int) -> int:
+    """Where the next data begins; the size when there is only a hole."""
+    try:
+        return os.lseek(descriptor, at, os.SEEK_DATA)
+    except OSError as error:
+        return size if error.errno == errno.ENXIO else at
