@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CycloptsError as error:
         return _end(Exit.USAGE, " ".join(str(error).split()), given)
     except Problem as error:
-        return _end(error.exit, error.message, given)
+        return _end(error.exit, error.message, given, error.name)
     except client.Refused as error:
         return _end(_EXITS.get(error.status, Exit.FAILED), error.message, given, error.code)
     except client.WrongAddress as error:

@@ -43,11 +43,11 @@ Many = Parameter(negative=(), show_default=False)
 
 
 class Problem(Exception):
-    """Why a command cannot go on: one sentence for a person, and the exit code."""
+    """Why a command cannot go on: one sentence for a person, the exit code, and its name for a program."""
 
-    def __init__(self, exit: Exit, message: str) -> None:
+    def __init__(self, exit: Exit, message: str, name: str = "") -> None:
         super().__init__(message)
-        self.exit, self.message = exit, message
+        self.exit, self.message, self.name = exit, message, name or exit.name.lower()
 
 
 _INSTANCE = Group("Instance", sort_key=100)

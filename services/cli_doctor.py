@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from services.doctor import Finding
 
 #: Of `undrift doctor`, beside 0 and 1.
-COULD_NOT_LOOK = 2
+COULD_NOT_LOOK = Exit.USAGE
 EXIT_CODES = "Exit codes: 0 all is well, 1 something is not, 2 it could not look."
 
 
@@ -20,7 +20,7 @@ def doctor(
     format: Literal["text", "json"] = "text",
     retry_parked: Annotated[bool, Flag] = False,
     instance: Instance = Instance(),
-) -> int:
+) -> Exit:
     """Look at everything and say what is wrong and what would help: settings of Postgres, the log, its hashes, the
     read models against a fresh fold of the log, JetStream against the log.
 
@@ -36,8 +36,7 @@ def doctor(
     try:
         findings, retried = asyncio.run(_examine(instance, retry_parked))
     except Problem as problem:
-        remark(f"undrift: {problem.message}")
-        return COULD_NOT_LOOK
+        raise Problem(COULD_NOT_LOOK, problem.message, problem.name) from None
     well = all(finding.well for finding in findings)
     if instance.json or format == "json":
         found = [{"check": one.check, "well": one.well, "summary": one.summary, "help": one.help} for one in findings]

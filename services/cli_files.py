@@ -90,6 +90,8 @@ def _show_plan(client: Client, body: Mapping[str, Any], instance: Instance) -> E
         emit(made)
     else:
         _print_plan(made)
+    for error in made["errors"]:
+        remark(f"not to be read: {error}")
     if not made.get("held"):
         return Exit.OK
     remark(f"A guard would hold this plan: {made['held']}. To carry it out: --apply {made['planHash']}, or --force")
@@ -118,7 +120,8 @@ def _print_plan(made: Mapping[str, Any]) -> None:
 
 def _carry_out(client: Client, body: Mapping[str, Any], headers: Mapping[str, str], instance: Instance) -> Exit:
     key = uuid.uuid4().hex
-    accepted = client.post(PATH, body, headers={**headers, "Prefer": "respond-async"}, key=key).body
+    prefer = {**headers, "Prefer": "respond-async"}
+    accepted = client.post(PATH, body, headers=prefer, key=key, timeout_s=_PLAN_S).body
 
     def answer(job: dict[str, Any]) -> Exit:
         if job["status"] != "completed":

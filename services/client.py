@@ -51,11 +51,11 @@ class Client:
 
     def __init__(self, url: str, token: str | None = None, *, patience_s: float = 15.0) -> None:
         """Raises WrongAddress."""
-        parts = urlsplit(url if "://" in url else f"http://{url}")
         try:
+            parts = urlsplit(url if "://" in url else f"http://{url}")
             port = parts.port
-        except ValueError:
-            raise WrongAddress(f"{url!r} has no usable port") from None
+        except ValueError as error:
+            raise WrongAddress(f"{url!r} is not an address: {error}") from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise WrongAddress(f"{url!r} is not an address like http://127.0.0.1:8080")
         if token is not None and not (token.isascii() and token.isprintable()):
