@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -171,11 +172,23 @@ async def test_whatever_is_killed_comes_back_under_the_same_addresses(start: Cal
         assert {key: found[key] for key in ("url", "nats_url", "database_url")} == {
             key: before[key] for key in ("url", "nats_url", "database_url")
         }
-    connection = await asyncpg.connect(found["database_url"], timeout=20)
-    assert await connection.fetchval("SELECT 1") == 1
-    await connection.close()
+    assert await answer(found["database_url"]) == 1
     assert up.end()[0] == 0
     assert all_gone(found["processes"])
+
+
+async def answer(url: str) -> object:
+    """What Postgres says, once it has recovered."""
+    while True:
+        try:
+            connection = await asyncpg.connect(url)
+        except (asyncpg.CannotConnectNowError, ConnectionError):
+            await asyncio.sleep(0.05)
+        else:
+            try:
+                return await connection.fetchval("SELECT 1")
+            finally:
+                await connection.close()
 
 
 def test_the_sigkill_of_up_leaves_no_orphan_and_the_next_one_starts(start: Callable[..., Up]) -> None:
