@@ -33,6 +33,9 @@ def programs(file: Path) -> Sequence[Program]:
 
 
 async def program(name: str, settings: config.Settings) -> int:
+    refusal = settings.directory / "files" / f"{name}.exit"
+    if refusal.exists():
+        return int(refusal.read_text())
     stop = asyncio.Event()
     if not (settings.directory / "files" / f"{name}.stubborn").exists():
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
