@@ -145,8 +145,6 @@ def _completed(job: Mapping[str, Any], result: Mapping[str, Any], instance: Inst
 
 def _not_completed(job: Mapping[str, Any], instance: Instance) -> Exit:
     code, sentence = watching.outcome(job, instance)
-    if job.get("error", {}).get("code") == "plan_changed":
-        code = Exit.CHANGED
     if instance.json:
         emit({"jobId": job["id"], "status": job["status"], "error": job.get("error")})
     remark(sentence)

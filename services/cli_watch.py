@@ -14,6 +14,7 @@ from services.client import Client
 
 ENDED = ("completed", "failed", "stopped", "paused")
 _SHORTEST_S, _LONGEST_S = 0.05, 0.5
+_FAILURES = {"plan_changed": Exit.CHANGED, "forbidden": Exit.NOT_ALLOWED}
 
 
 class Show(Protocol):
@@ -120,7 +121,7 @@ def outcome(job: Mapping[str, Any], instance: Instance) -> tuple[Exit, str]:
         return Exit.FAILED, f"{id} is paused: {why}. To go on: undrift jobs resume {id}{instance.flags}"
     if job["status"] == "stopped":
         return Exit.FAILED, f"{id} was stopped, {counts(job)}"
-    return Exit.FAILED, f"{id} failed: {why}, {counts(job)}"
+    return _FAILURES.get(error.get("code"), Exit.FAILED), f"{id} failed: {why}, {counts(job)}"
 
 
 def interruptible(client: Client, job: str, instance: Instance, then: Callable[[dict[str, Any]], Exit]) -> Exit:

@@ -1,0 +1,120 @@
+"""The README says what is so: its lines run as they stand, its tables are those of the code."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from infra import config
+from services import cli
+from services.cli_common import Exit
+from tests.journeys.conftest import Instance, environment
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+PAGES = [README, (ROOT / "ARCHITECTURE.md").read_text(), (ROOT / "CHANGELOG.md").read_text()]
+
+
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def rows(text: str) -> list[list[str]]:
+    """The rows of tables whose first cell is code or a number."""
+    found = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    return [cells for cells in found if re.match(r"`|[0-9]", cells[0])]
+
+
+def test_every_setting_is_documented_with_its_default() -> None:
+    documented = {cells[0].strip("`"): cells[1].strip("`") for cells in rows(README) if len(cells) == 3}
+    defaults = json.loads(config.dump(config.Settings()))
+    actual = {}
+    for setting in config.all_settings():
+        value: Any = defaults
+        for part in setting.dotted.split("."):
+            value = value[part]
+        actual[setting.dotted] = msgspec.json.encode(value).decode()
+    assert actual == documented
+
+
+def test_every_exit_code_is_documented() -> None:
+    documented = [int(cells[0]) for cells in rows(README) if len(cells) == 2]
+    assert list(Exit) == documented
+
+
+def test_the_settings_file_is_one(tmp_path: Path) -> None:
+    file = tmp_path / "undrift.toml"
+    [text] = blocks("toml")
+    file.write_text(text)
+    chosen = config.load(file, environ={})
+    assert (chosen.gateway.port, len(chosen.files.roots), chosen.integrations[0].kind) == (9000, 2, "files")
+
+
+def test_every_command_that_is_shown_exists() -> None:
+    shown = re.findall(r"^undrift ([a-z]+)(?: ([a-z]+)\b)?", "\n".join(blocks("")), re.MULTILINE)
+    assert len(shown) > 8
+    for name, below in shown:
+        app = cli.app[name]
+        assert not below or below in app
+
+
+def test_every_target_file_and_folder_that_is_named_exists() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z]+)\b", "\n".join(re.findall(r"`[^`]+`", README)))) <= targets
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", "\n".join(PAGES)):
+        assert (ROOT / link).exists(), link
+    above = ""
+    for indent, name in re.findall(r"^( *)([a-z]+/) ", blocks("")[-1], re.MULTILINE):
+        above = "" if not indent else above
+        assert (ROOT / above / name).is_dir(), name
+        above = above or name
+
+
+def test_the_first_sync_runs_as_it_is_written(instance: Instance) -> None:
+    section = README.partition("## A first sync")[2].partition("\n## ")[0]
+    script = "\n".join(blocks("sh", section))
+    demo = instance.roots / "undrift-demo"
+    demo.mkdir()
+    for written, here in (
+        ("~/undrift-demo", str(demo)),
+        ("http://127.0.0.1:8080", instance.ready["url"]),
+        ("~/.local/share/undrift", str(instance.directory)),
+    ):
+        assert written in script
+        script = script.replace(written, here)
+    ran = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script], env=environment(), capture_output=True, text=True, timeout=120
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    answers = documents(ran.stdout)
+    first, plan, applied, jobs, _, started, status, feed = answers
+    assert first.keys() == json.loads(blocks("json", section)[0]).keys()
+    assert (first["changesApplied"], plan["created"], applied["changesApplied"]) == (2, 1, 1)
+    assert jobs["total"] >= 2
+    assert started["success"]
+    assert "photos" in [one["integrationId"] for one in status["integrations"]]
+    assert [one["position"] for one in feed["events"]] == [1, 2, 3, 4, 5]
+    assert sorted(path.name for path in (demo / "copy").iterdir()) == ["a.txt", "b.txt", "c.txt"]
+
+
+def documents(text: str) -> list[Any]:
+    """The JSON documents that follow one another in a text."""
+    decoder, found, at = json.JSONDecoder(), [], 0
+    while at < len(text):
+        value, at = decoder.raw_decode(text, at)
+        found.append(value)
+        while at < len(text) and text[at].isspace():
+            at += 1
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=["README", "ARCHITECTURE", "CHANGELOG"])
+def test_paths_that_are_named_exist(page: str) -> None:
+    for name in re.findall(r"`((?:domain|infra|services|projections|tests)/[\w/.]+)`", page):
+        assert (ROOT / name).exists(), name
