@@ -24,9 +24,13 @@ CONNECTION_LOST = (
 
 @contextmanager
 def naming_loss(connection: asyncpg.Connection[asyncpg.Record]) -> Iterator[None]:
-    """asyncpg calls the use of a connection that has died an InterfaceError, like a wrong argument: tell them apart."""
+    """asyncpg calls the use of a connection that has died an InterfaceError, like a wrong argument: tell them apart.
+    One that dies between two statements can also leave it confused about what is in progress."""
     try:
         yield
+    except asyncpg.InternalClientError as error:
+        connection.terminate()
+        raise ConnectionResetError("the connection to Postgres is closed") from error
     except asyncpg.InterfaceError as error:
         if connection.is_closed():
             raise ConnectionResetError("the connection to Postgres is closed") from error

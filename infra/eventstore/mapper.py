@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import struct
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from struct import Struct
 from typing import Any
 from uuid import UUID
 
@@ -23,7 +23,7 @@ from infra.secrets import Keyring
 Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
 
 ERASED = "erased"
-_HEADER = Struct(">4Iii16s")
+_HEADER = struct.Struct(">4Iii16s")
 _encoder = msgspec.json.Encoder()
 _metadata = msgspec.json.Decoder(messages.Metadata)
 
@@ -67,10 +67,16 @@ def content_hash(
     tenant: str, stream: str, version: int, topic: str, schema_version: int, event_id: UUID, metadata: str, state: bytes
 ) -> bytes:
     """BLAKE3 over the stored event: a header of fixed width (big-endian, 4 bytes each: the lengths of tenant, stream,
-    topic and metadata, the version, the schema version; then the event id), these four texts, the ciphertext."""
+    topic and metadata, the version, the schema version; then the event id), these four texts, the ciphertext.
+
+    Raises ValueError for a version that no event has.
+    """
     texts = (tenant.encode(), stream.encode(), topic.encode(), metadata.encode())
     lengths = (len(texts[0]), len(texts[1]), len(texts[2]), len(texts[3]))
-    header = _HEADER.pack(*lengths, version, schema_version, event_id.bytes)
+    try:
+        header = _HEADER.pack(*lengths, version, schema_version, event_id.bytes)
+    except struct.error as error:
+        raise ValueError(f"no version of an event: {error}") from None
     return blake3.blake3(b"".join((header, *texts, state))).digest()
 
 
