@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,9 @@ QUICK = "[up]\nsilence_s = 1.5\nbackoff_s = 0.02\nbackoff_max_s = 0.5\nstop_s = 
 class Up:
     """`undrift up` in a process of its own, with what it says on the way."""
 
-    def __init__(self, directory: Path, port: int = 0, settings: str = QUICK, **environment: str) -> None:
+    def __init__(
+        self, directory: Path, port: int = 0, settings: str = QUICK, small: bool = True, **environment: str
+    ) -> None:
         self.directory = directory
         directory.parent.mkdir(parents=True, exist_ok=True)
         file = directory.with_suffix(".toml")
@@ -38,7 +41,9 @@ class Up:
         self.errors = directory.with_suffix(".log")
         with open(self.errors, "ab") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, SMALL, "up", directory, str(port), file],
+                [sys.executable, SMALL, "up", directory, str(port), file]
+                if small
+                else [sys.executable, "-m", "services.up", *options(directory, port, file)],
                 env={**os.environ, **environment},
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -84,6 +89,10 @@ class Up:
         self.process.wait()
         assert self.process.stdout is not None
         self.process.stdout.close()
+
+
+def options(directory: Path, port: int, file: Path) -> list[str]:
+    return ["--data-dir", str(directory), "--port", str(port), "--config", str(file)]
 
 
 @pytest.fixture
@@ -332,3 +341,38 @@ def test_a_wrong_option_is_named(
     )
     assert done.returncode == 2
     assert expected in done.stderr
+
+
+def test_the_real_processes_answer_again_after_each_of_them_was_killed(start: Callable[..., Up]) -> None:
+    up = start(small=False, settings="")
+    found = up.ready()
+    url = found["url"] + "/readyz"
+    for name in sorted(NAMES):
+        family = descendants(found["processes"][name])
+        os.kill(found["processes"][name], signal.SIGKILL)
+        found = up.changed(name, found["processes"][name])
+        assert all_gone({str(pid): pid for pid in family})
+        assert until(lambda: answers(url), patience_s=60), up.errors.read_text()
+    everything = [up.process.pid, *found["processes"].values()]
+    family = [*everything, *(pid for each in everything for pid in descendants(each))]
+    assert len(family) > len(everything)
+    up.kill()
+    assert all_gone({str(pid): pid for pid in family})
+    again = start(small=False, settings="")
+    assert until(lambda: answers(again.ready()["url"] + "/readyz"), patience_s=60)
+    assert again.end()[0] == 0
+
+
+def answers(url: str) -> bool:
+    with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as response:
+        return bool(response.status == 200)
+    return False
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that it has started, and theirs."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for child in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
+            found += [child, *descendants(child)]
+    return found
