@@ -257,11 +257,12 @@ def steps(source: Iterable[Folder], target: Iterable[Folder], record: Iterable[F
         ]
 
 
-def changed_since(now: Entry, then: Entry | None) -> bool:
-    """Whether an entry of the target is not what the record says; without an entry in the record it is new."""
-    if then is None or (now.kind, now.size, now.mtime_ns, now.link) != (then.kind, then.size, then.mtime_ns, then.link):
+def changed_since(now: Entry, then: Entry, moved: bool = False) -> bool:
+    """Whether an entry of the target is not what the record says. Change times count, except in a target that was
+    `moved`."""
+    if (now.kind, now.size, now.mtime_ns, now.link) != (then.kind, then.size, then.mtime_ns, then.link):
         return True
-    return bool(then.changed_ns and now.changed_ns) and now.changed_ns != then.changed_ns
+    return not moved and bool(then.changed_ns and now.changed_ns) and now.changed_ns != then.changed_ns
 
 
 _encode = msgspec.msgpack.Encoder().encode

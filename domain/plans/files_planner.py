@@ -62,13 +62,20 @@ _SETTLE = Action("settle", b"", "attributes")
 class Planner:
     """Yields the groups of a plan and counts what is in it.
 
-    `safe` is false when something could not be read in a scan: then nothing is deleted. `recorded` says that there is
-    a record of an earlier sync of this pair, without which nothing is a conflict. `current` stays true as long as the
-    record is what the target looks like.
+    `safe` is false when something could not be read in a scan: then nothing is deleted. `recorded` says that a sync of
+    this pair came to its end before: then what is not in the record was made since. `moved`, that the target is
+    another folder than the record's, so that change times tell nothing. `current` stays true as long as the record is
+    what the target looks like.
     """
 
     def __init__(
-        self, spec: Spec, contents: Contents | None = None, *, safe: bool = True, recorded: bool = False
+        self,
+        spec: Spec,
+        contents: Contents | None = None,
+        *,
+        safe: bool = True,
+        recorded: bool = False,
+        moved: bool = False,
     ) -> None:
         self.counts = Counts()
         self.current = recorded
@@ -77,6 +84,7 @@ class Planner:
         self._deleting = spec.delete_missing_in_target and safe
         self._safe = safe
         self._recorded = recorded
+        self._moved = moved
         self._levels: list[_Level] = []
 
     def groups(self, steps: Iterable[Step]) -> Iterator[Group]:
@@ -262,7 +270,7 @@ class Planner:
         return Action("update", wanted.name, reason, *facts)
 
     def _conflict(self, found: Entry, then: Entry | None) -> bool:
-        if not self._recorded or not changed_since(found, then):
+        if not (self._recorded if then is None else changed_since(found, then, self._moved)):
             return False
         self.counts.conflicts += 1
         return True

@@ -18,6 +18,7 @@ from domain.plans.files import MAX_ERRORS, Guards, show
 
 FIELDS: Final = ("processed", "created", "updated", "deleted", "errors", "bytes", "conflicts", "skipped", "compared")
 _STOP, _QUEUE, _BASE = 0, 1, 8
+_CELLS = {name: _BASE + index for index, name in enumerate(FIELDS)}
 _POLL_S = 0.02
 _EMIT_S = 0.05
 
@@ -50,8 +51,8 @@ class Context:
     `roots` are the folders that requests may touch. `work` is a folder for scratch files, kept while the job may be
     resumed. `trash` receives what is deleted when the target is itself a root, or its own trash cannot be used.
     `record` is the file kept for this pair of folders from one sync to the next (None: nothing is kept). `plan_out`
-    receives the encoded plan, whose BLAKE3 is its hash. `emit`, `should_stop`, `checkpoint` and `log(level, message)`
-    are called in the process that called `run`.
+    receives the encoded plan, whose BLAKE3 is its hash. `emit`, `should_stop` and `log(level, message)` are called in
+    the process that called `run`. What a resumed job needs is in `work` and beside `record`.
     """
 
     roots: Sequence[str]
@@ -63,7 +64,6 @@ class Context:
     guards: Guards = field(default_factory=Guards)
     emit: Callable[[Progress], None] = _ignore
     should_stop: Callable[[], bool] = _never
-    checkpoint: Callable[[bytes], None] = _ignore
     log: Callable[[str, str], None] = _ignore
 
 
@@ -73,11 +73,11 @@ class Board:
     def __init__(self, work: Path) -> None:
         self._cells = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("q")
         self._lock = os.open(work / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._base = _BASE
+        self._own = 0
 
     def second(self) -> None:
         """In the forked process: its counters are its own."""
-        self._base = _BASE + len(FIELDS)
+        self._own = len(FIELDS)
 
     @property
     def stopped(self) -> bool:
@@ -87,10 +87,10 @@ class Board:
         self._cells[_STOP] = 1
 
     def add(self, name: str, amount: int = 1) -> None:
-        self._cells[self._base + FIELDS.index(name)] += amount
+        self._cells[_CELLS[name] + self._own] += amount
 
     def total(self, name: str) -> int:
-        at = _BASE + FIELDS.index(name)
+        at = _CELLS[name]
         return self._cells[at] + self._cells[at + len(FIELDS)]
 
     def rewind(self) -> None:

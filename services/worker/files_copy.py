@@ -43,9 +43,10 @@ def open_new(folder: int, name: bytes, mode: int) -> int:
     return os.open(name, _NEW, mode & 0o777, dir_fd=folder)
 
 
-def contents(source: int, target: int, beat: Callable[[], bool]) -> tuple[os.stat_result, bytes | None]:
+def contents(source: int, target: int, moved: Callable[[int], bool]) -> tuple[os.stat_result, bytes | None]:
     """Copies what is in a file into an empty one. Returns the source's state, which did not change meanwhile, and
-    the bytes of a small file. Raises OSError, Changing, Stopped."""
+    the bytes of a small file. `moved` is told how many bytes were copied and says whether to stop. Raises OSError,
+    Changing, Stopped."""
     for _ in range(_TRIES):
         before = os.fstat(source)
         data = None
@@ -53,11 +54,13 @@ def contents(source: int, target: int, beat: Callable[[], bool]) -> tuple[os.sta
             data = os.pread(source, before.st_size + 1, 0)
             _write(target, data)
             copied = len(data)
+            moved(copied)
         else:
-            copied = _large(source, target, before.st_size, beat)
+            copied = _large(source, target, before.st_size, moved)
         after = os.fstat(source)
         if copied == after.st_size and _version(before) == _version(after):
             return after, data
+        moved(-copied)
         os.ftruncate(target, 0)
         os.lseek(target, 0, os.SEEK_SET)
     raise Changing
@@ -73,16 +76,15 @@ def _write(target: int, data: bytes) -> None:
         written += os.write(target, data[written:])
 
 
-def _large(source: int, target: int, size: int, beat: Callable[[], bool]) -> int:
+def _large(source: int, target: int, size: int, moved: Callable[[int], bool]) -> int:
     """Window by window: while one is copied, the one before goes to disk and leaves the page cache, so that a large
     copy neither drives out what others use nor waits for all its writes at the end."""
     os.posix_fadvise(source, 0, 0, os.POSIX_FADV_SEQUENTIAL)
     previous: tuple[int, int] | None = None
+    holes = size
     for start, until in _extents(source, size):
         at = start
         while at < until:
-            if beat():
-                raise Stopped
             count = _range(source, target, at, min(_WINDOW, until - at))
             if not count:
                 return at  # it became shorter
@@ -91,7 +93,11 @@ def _large(source: int, target: int, size: int, beat: Callable[[], bool]) -> int
                 _release(target, *previous)
             previous = (at, count)
             at += count
+            if moved(count):
+                raise Stopped
+        holes -= until - start
     os.ftruncate(target, size)
+    moved(holes)
     return size
 
 
@@ -142,7 +148,7 @@ def copy_entry(folder: int, name: bytes, there: int, new: bytes) -> None:
     try:
         target = open_new(there, new, 0o600)
         try:
-            contents(source, target, lambda: False)
+            contents(source, target, lambda _: False)
             os.fchmod(target, stat.S_IMODE(st.st_mode) & 0o777)
             os.utime(target, ns=times)
             os.fsync(target)

@@ -46,8 +46,8 @@ class Carried(Struct):
 
 
 class Head(Struct):
-    """`last` is what the sync saw of the source, `target` the identity of the target's root (a moved or restored one
-    has other change times), `generation` counts the runs."""
+    """`last` is what the last sync that came to its end saw of the source, `target` the identity of the target's root
+    (a moved or restored one has other change times), `generation` counts the runs."""
 
     generation: int = 0
     last: Last | None = None
@@ -65,7 +65,6 @@ class Record:
     def __init__(self, head: Head, folders: Iterable[listing.Folder] = ()) -> None:
         self.head = head
         self.folders = folders
-        self.exists = head.last is not None
 
 
 def load(path: Path | None, log: Callable[[str, str], None]) -> Record:
@@ -125,7 +124,7 @@ def fold(
     steps: Iterable[Step],
     journals: Journals,
     carried: Carried,
-    write: Callable[[bytes], None],
+    write: Callable[[bytes], object],
     equal: Callable[[Found], None],
 ) -> None:
     """The record as it would be had the runs that were killed written it: with what the target shows they had put.
@@ -154,7 +153,7 @@ def _fold_folder(
     step: Step,
     rows: dict[bytes, tuple[Put, bool]],
     carried: Carried,
-    write: Callable[[bytes], None],
+    write: Callable[[bytes], object],
     equal: Callable[[Found], None],
 ) -> None:
     entries, found = _named(step.record), _named(step.target)
@@ -185,7 +184,7 @@ def build(
     journals: Journals,
     scope: Scope,
     contents: Contents | None,
-    write: Callable[[bytes], None],
+    write: Callable[[bytes], object],
 ) -> None:
     """The record after a run: what it put, what was right already, and for the rest what was recorded before."""
     for step in steps:

@@ -1,0 +1,122 @@
+"""The two folders of a sync: resolved beneath the roots, opened, told apart, locked."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+from domain import errors
+from domain.plans import patterns
+from infra import paths
+
+_BUSY = "Another sync is writing to the target"
+
+
+class Pair:
+    """Descriptors of both folders; `target` is None as long as it does not exist."""
+
+    def __init__(self, roots: paths.Roots, source: str, target: str) -> None:
+        self.source_place, self.target_place = roots.place(source), roots.place(target)
+        ours, theirs = paths.absolute(source), paths.absolute(target)
+        shorter = min(len(ours), len(theirs))
+        if ours[:shorter] == theirs[:shorter]:
+            raise errors.Invalid("The source and the target lie in each other")
+        self._locks: list[int] = []
+        self.target: int | None = None
+        self.source = self._open_source()
+        try:
+            self.target = self._open_target()
+            self._tell_apart()
+        except BaseException:
+            self.close()
+            raise
+        self.device = os.fstat(self.source).st_dev
+
+    def _open_source(self) -> int:
+        try:
+            return self.source_place.open()
+        except FileNotFoundError:
+            raise errors.SyncFailed(detail="Source directory not found") from None
+        except NotADirectoryError:
+            raise errors.SyncFailed(detail="The source is not a directory") from None
+        except OSError as error:
+            raise errors.SyncFailed(detail=f"Source directory cannot be read: {error.strerror}") from None
+
+    def _open_target(self) -> int | None:
+        try:
+            return self.target_place.open()
+        except FileNotFoundError:
+            return None
+        except NotADirectoryError:
+            raise errors.SyncFailed(detail="The target is not a directory") from None
+        except OSError as error:
+            raise errors.SyncFailed(detail=f"Target directory cannot be opened: {error.strerror}") from None
+
+    def _tell_apart(self) -> None:
+        if self.target is not None:
+            together = paths.overlap(self.source, self.target)
+        else:
+            near = self._nearest()
+            try:
+                together = paths.identity(self.source) in paths.above(near)
+            finally:
+                os.close(near)
+        if together:
+            raise errors.Invalid("The source and the target lie in each other")
+
+    def _nearest(self) -> int:
+        try:
+            return paths.nearest(self.target_place)
+        except OSError as error:
+            raise errors.SyncFailed(detail=f"Target directory cannot be made: {error.strerror}") from None
+
+    def marked(self, marker: str) -> bool:
+        """Whether the marker, a relative path, is in the source. Raises errors.Invalid for another kind of path."""
+        *above, name = patterns.relative(marker)
+        try:
+            folder = paths.beneath(self.source, above)
+        except (OSError, errors.Forbidden):
+            return False
+        try:
+            os.stat(name, dir_fd=folder, follow_symlinks=False)
+        except OSError:
+            return False
+        finally:
+            os.close(folder)
+        return True
+
+    def lock(self) -> None:
+        """Until `close`: nobody else writes to the target, to a folder in it, or to one that it lies in. A target
+        that is not there yet is locked once it is made. Raises errors.Conflict."""
+        parts = self.target_place.parts
+        current = self.target_place.open_root()
+        for index, part in enumerate((*parts, b"")):
+            self._flock(current, fcntl.LOCK_EX if index == len(parts) else fcntl.LOCK_SH)
+            if not part:
+                return
+            try:
+                current = paths.beneath(current, (part,))
+            except FileNotFoundError:
+                return
+
+    def _flock(self, descriptor: int, how: int) -> None:
+        self._locks.append(descriptor)
+        try:
+            fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise errors.Conflict(_BUSY) from None
+
+    def make_target(self) -> int:
+        """The target, made if need be; locked. Raises OSError, errors.Conflict when somebody else made it."""
+        if self.target is None:
+            self.target = paths.make(self.target_place)
+            self._flock(os.dup(self.target), fcntl.LOCK_EX)
+            if os.listdir(self.target):
+                raise errors.Conflict("Somebody else made the target since it was looked at")
+        return self.target
+
+    def close(self) -> None:
+        for descriptor in (*self._locks, self.source, self.target):
+            if descriptor is not None:
+                os.close(descriptor)
+        self._locks, self.target = [], None
