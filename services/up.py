@@ -169,7 +169,7 @@ class _Installation:
             f"Undrift {metadata.version('undrift')} is ready: {self.url}\n"
             f"The admin token is in {token}\n"
             "Try:\n"
-            f'  curl -H "Authorization: Bearer $(cat {token})" {self.url}/api/v1/health\n'
+            f'  curl -H "Authorization: Bearer $(cat {token})" {self.url}/api/sync/jobs\n'
             f"  undrift files sync{where} SOURCE TARGET\n"
             f"  undrift jobs list{where}"
         )
