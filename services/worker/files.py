@@ -144,7 +144,7 @@ class _Job:
         if not made.current or made.counts.actions:
             self._write_record(made)
         if fatal:
-            raise errors.StorageFull() if fatal in _FULL else errors.SyncFailed(detail=os.strerror(fatal))
+            raise errors.StorageFull() if fatal in _FULL else errors.SyncFailed(os.strerror(fatal))
         return self._result(made.hash)
 
     def _stopped(self) -> bool:
@@ -156,7 +156,7 @@ class _Job:
         context, observer = self._context, self._observer
         marker = context.guards.marker
         if marker and not self._pair.marked(marker):
-            raise errors.SyncFailed(detail=f"The source lacks its marker {marker}")
+            raise errors.SyncFailed(f"The source lacks its marker {marker}")
         scan_ends = 4 if self._spec.by_content else 10
         self._pulse.stage("scan", 0, scan_ends, lambda: 0.0)
         observer.scan()

@@ -62,7 +62,7 @@ class Observer:
                 return Scan(root, out, self._scope, source=source, avoid=avoid, beat=beat).run()
             except OSError as error:
                 which = "Source" if source else "Target"
-                raise errors.SyncFailed(detail=f"{which} directory cannot be read: {error.strerror}") from None
+                raise errors.SyncFailed(f"{which} directory cannot be read: {error.strerror}") from None
 
     def _new(self, name: str) -> BinaryIO:
         return (self._context.work / name).open("wb", buffering=_BUFFER)

@@ -36,11 +36,11 @@ class Pair:
         try:
             return self.source_place.open()
         except FileNotFoundError:
-            raise errors.SyncFailed(detail="Source directory not found") from None
+            raise errors.SyncFailed("Source directory not found") from None
         except NotADirectoryError:
-            raise errors.SyncFailed(detail="The source is not a directory") from None
+            raise errors.SyncFailed("The source is not a directory") from None
         except OSError as error:
-            raise errors.SyncFailed(detail=f"Source directory cannot be read: {error.strerror}") from None
+            raise errors.SyncFailed(f"Source directory cannot be read: {error.strerror}") from None
 
     def _open_target(self) -> int | None:
         try:
@@ -48,9 +48,9 @@ class Pair:
         except FileNotFoundError:
             return None
         except NotADirectoryError:
-            raise errors.SyncFailed(detail="The target is not a directory") from None
+            raise errors.SyncFailed("The target is not a directory") from None
         except OSError as error:
-            raise errors.SyncFailed(detail=f"Target directory cannot be opened: {error.strerror}") from None
+            raise errors.SyncFailed(f"Target directory cannot be opened: {error.strerror}") from None
 
     def _tell_apart(self) -> None:
         if self.target is not None:
@@ -68,7 +68,7 @@ class Pair:
         try:
             return paths.nearest(self.target_place)
         except OSError as error:
-            raise errors.SyncFailed(detail=f"Target directory cannot be made: {error.strerror}") from None
+            raise errors.SyncFailed(f"Target directory cannot be made: {error.strerror}") from None
 
     def marked(self, marker: str) -> bool:
         """Whether the marker, a relative path, is in the source. Raises errors.Invalid for another kind of path."""

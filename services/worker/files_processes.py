@@ -56,7 +56,7 @@ class Second:
                 break
         self._end()
         if not parts:
-            raise errors.SyncFailed(detail="A helper process ended unexpectedly")
+            raise errors.SyncFailed("A helper process ended unexpectedly")
         answer: _Answer = _decode(b"".join(parts))
         if answer.code is not None:
             raise errors.catalogue().get(answer.code, errors.SyncFailed)(answer.text, **answer.details)
