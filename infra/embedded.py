@@ -84,6 +84,14 @@ class Postgres(Server):
         host = quote(str(self._sockets), safe="")
         return f"postgresql://{OWNER}:{self._password()}@/{DATABASE}?host={host}&port={self.port}"
 
+    def stop(self, timeout_s: float = 8.0) -> None:
+        super().stop(timeout_s)
+        if self._place is not None:
+            identity.discard(self.home)
+            if not self._sockets.is_relative_to(self.home):
+                shutil.rmtree(self._sockets, ignore_errors=True)
+            self._place = None
+
     def _password(self) -> str:
         return processes.secret(self._password_file)
 

@@ -17,6 +17,7 @@ from infra import processes
 
 _PROBE_S = 30.0
 _STAGED = "undrift-postgres-"
+_NOTE = "postgres.binaries"
 
 
 class NoIdentity(Exception):
@@ -73,15 +74,26 @@ def settle(package: Path, release: str, home: Path) -> Place:
     for identity in _candidates(home):
         if identity.way == "own":
             return Place(identity, package / release, reachable=True)
-        problem = _runs(identity, package / release)
-        staged = problem is not None
-        binaries = _staged_copy(package, release, home, identity) if staged else package / release
-        problem = _runs(identity, binaries) if staged else None
+        binaries = package / release
+        problem = _runs(identity, binaries)
+        if problem is not None and _reaches(identity, Path("/")):  # it can be that, but not run this
+            binaries = _staged_copy(package, release, home, identity)
+            problem = _runs(identity, binaries)
         if problem is None:
             _hand_over(home, identity)
             return Place(identity, binaries, _reaches(identity, home))
         tried.append(f"{identity.way} {identity.uid}: {problem}")
     raise NoIdentity("Postgres cannot run as root, nor as anybody else here: " + "; ".join(tried))
+
+
+def discard(home: Path) -> None:
+    """Remove the copy of the binaries that was made for the cluster in `home`, if there is one."""
+    note = home.parent / _NOTE
+    if note.exists():
+        staged = Path(note.read_text().strip())
+        if staged.name.startswith(_STAGED) and staged.is_dir() and staged.lstat().st_uid == os.geteuid():
+            shutil.rmtree(staged)
+        note.unlink()
 
 
 def _candidates(home: Path) -> Iterator[Identity]:
@@ -153,11 +165,8 @@ def _hand_over(home: Path, identity: Identity) -> None:
 
 def _staged_copy(package: Path, release: str, home: Path, identity: Identity) -> Path:
     """The binaries once more, where that identity can reach them; the copy of an earlier start is removed."""
-    note = home.parent / "postgres.binaries"
-    if note.exists():
-        earlier = Path(note.read_text().strip())
-        if earlier.name.startswith(_STAGED) and earlier.is_dir() and earlier.lstat().st_uid == os.geteuid():
-            shutil.rmtree(earlier)
+    discard(home)
+    note = home.parent / _NOTE
     parent = home.parent if _reaches(identity, home.parent) else Path(tempfile.gettempdir())
     folder = Path(tempfile.mkdtemp(prefix=_STAGED, dir=parent))
     processes.write_private(note, f"{folder}\n".encode())

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import asyncpg
 import nats
@@ -137,10 +138,13 @@ async def test_a_path_too_long_for_a_socket_gets_a_short_one(tmp_path: Path) -> 
     deep = tmp_path.joinpath(*["a directory with, a 'long' name"] * 4)
     server = embedded.Postgres(deep, testing=True)
     server.start()
+    sockets = Path(unquote(server.socket_url.partition("host=")[2].partition("&")[0]))
     try:
         assert await value(server.socket_url, "SELECT 1") == 1
+        assert sockets.exists()
     finally:
         server.stop()
+    assert not sockets.exists()
 
 
 def test_secrets_are_in_private_files_and_in_no_process_list(data_dir: Path) -> None:
@@ -223,18 +227,35 @@ async def test_as_root_it_runs_in_a_user_namespace_and_the_files_stay_roots(post
     assert (int(outside), int(how_many)) == (0, 1)
 
 
-@as_root
-async def test_where_namespaces_are_forbidden_root_hands_over_to_nobody(
-    postgres: embedded.Postgres, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    url = postgres.start()
-    await value(url, "CREATE TABLE kept AS SELECT 1 AS n")
-    postgres.stop()
+@pytest.fixture
+def no_namespaces(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From this call on the kernel refuses user namespaces, as it does in most containers."""
 
     def refused(uid: int, gid: int) -> None:
         raise PermissionError(1, "as in a container")
 
-    monkeypatch.setattr(processes, "enter_user_namespace", refused)
+    return lambda: monkeypatch.setattr(processes, "enter_user_namespace", refused)
+
+
+@as_root
+async def test_where_namespaces_are_forbidden_root_starts_it_as_nobody(
+    postgres: embedded.Postgres, no_namespaces: Callable[[], None]
+) -> None:
+    no_namespaces()
+    url = postgres.start()
+    assert await value(url, "SELECT 1") == 1
+    assert os.stat(f"/proc/{postgres.pid}").st_uid == postgres.data.stat().st_uid != 0
+    assert stat.S_IMODE(postgres.directory.stat().st_mode) == 0o700
+
+
+@as_root
+async def test_where_namespaces_are_forbidden_root_hands_its_cluster_over_to_nobody(
+    postgres: embedded.Postgres, no_namespaces: Callable[[], None]
+) -> None:
+    url = postgres.start()
+    await value(url, "CREATE TABLE kept AS SELECT 1 AS n")
+    postgres.stop()
+    no_namespaces()
     again = embedded.Postgres(postgres.directory, testing=True)
     assert again.start() == url
     try:
@@ -259,14 +280,16 @@ async def test_binaries_in_a_closed_folder_are_copied(
     os.chown(home, 12345, 12345)
     monkeypatch.setattr(embedded, "postgres_package", lambda: home / package.name)
     assert await value(postgres.start(), "SELECT 1") == 1
-    earlier = (postgres.directory / "postgres.binaries").read_text()
-    assert await value(postgres.url, "SELECT 1") == 1
-    postgres.stop()
-    other = embedded.Postgres(postgres.directory, testing=True)
-    assert await value(other.start(), "SELECT 1") == 1
-    other.stop()
-    assert not Path(earlier.strip()).exists()
-    shutil.rmtree((postgres.directory / "postgres.binaries").read_text().strip())
+    note = postgres.directory / "postgres.binaries"
+    copies = [Path(note.read_text().strip())]
+    postgres.kill()  # and whoever comes next finds the copy
+    postgres._lock.close()
+    again = embedded.Postgres(postgres.directory, testing=True)
+    assert await value(again.start(), "SELECT 1") == 1
+    copies.append(Path(note.read_text().strip()))
+    again.stop()
+    assert [copy.exists() for copy in copies] == [False, False]
+    assert not note.exists()
 
 
 async def test_nats_keeps_its_streams_through_a_kill(broker: embedded.Nats) -> None:
