@@ -98,7 +98,7 @@ def beneath(root: int, parts: Sequence[bytes], flags: int = FOLDER) -> int:
     except OSError as error:
         if error.errno in _LINK:
             raise errors.Forbidden("The path leads through a symbolic link") from None
-        if error.errno not in _UNKNOWN_CALL:
+        if error.errno not in (*_UNKNOWN_CALL, errno.ENOTDIR):  # ENOTDIR: a file, or a link in the last place
             raise
     return walk(root, parts, flags)
 
