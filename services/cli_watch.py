@@ -91,8 +91,9 @@ def _stats(job: Mapping[str, Any]) -> Mapping[str, Any]:
 def counts(job: Mapping[str, Any]) -> str:
     """`120 items: 3 created, 2 updated, 0 deleted, 0 errors`."""
     stats = _stats(job)
+    items = stats.get("processed", 0)
     said = ", ".join(f"{stats.get(name, 0)} {name}" for name in ("created", "updated", "deleted", "errors"))
-    return f"{stats.get('processed', 0)} items: {said}"
+    return f"{items} item{'' if items == 1 else 's'}: {said}"
 
 
 def duration(job: Mapping[str, Any]) -> str:
@@ -111,7 +112,7 @@ def is_held(job: Mapping[str, Any]) -> bool:
 def outcome(job: Mapping[str, Any], instance: Instance) -> tuple[Exit, str]:
     """The exit code for a job that is no longer at work, and the sentence that goes with it."""
     id, error = job["id"], job.get("error", {})
-    why = str(error.get("message", "no reason is known")).rstrip(".")
+    why = str(error.get("message", "no reason is known")).removeprefix("Held: ").rstrip(".")
     if is_held(job):
         confirm = f"undrift jobs resume {id} --confirm {error.get('plan', 'HASH')}{instance.flags}"
         return Exit.HELD, f"{id} is held: {why}; nothing was changed. To carry it out: {confirm}"

@@ -65,6 +65,16 @@ def test_a_relative_path_begins_where_one_is_and_patterns_leave_out(instance: In
     assert tree(instance.roots / "excluded") == {"keep": b"1"}
 
 
+def test_what_was_changed_in_the_target_is_kept_in_the_trash(instance: Instance) -> None:
+    source, target = instance.folder(sub__a="ours"), instance.roots / "edited"
+    assert instance.run("files", "sync", source, target).code == 0
+    (target / "sub" / "a").write_text("theirs")
+    second = instance.ask("files", "sync", source, target)
+    assert (second["changesApplied"], second["conflictsEncountered"]) == (1, 1)
+    assert (target / "sub" / "a").read_text() == "ours"
+    assert tree(instance.roots / ".undrift" / "trash" / second["jobId"]) == {"sub/a": b"theirs"}
+
+
 def test_a_plan_changes_nothing_and_is_applied_by_its_hash(instance: Instance) -> None:
     source, target = instance.folder(a="new", b="new"), instance.folder(b="old!")
     shown = instance.run("files", "sync", source, target, "--plan")
