@@ -49,7 +49,7 @@ class Client:
     that answered before may be restarting: it is waited for `patience_s` seconds; one that never did is not.
     """
 
-    def __init__(self, url: str, token: str | None = None, *, patience_s: float = 15.0) -> None:
+    def __init__(self, url: str, token: str | None = None, *, patience_s: float = 30.0) -> None:
         """Raises WrongAddress."""
         try:
             parts = urlsplit(url if "://" in url else f"http://{url}")

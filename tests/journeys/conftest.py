@@ -92,7 +92,8 @@ def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
     roots.mkdir()
     with open(log, "wb") as errors:
         command = [UNDRIFT, "up", "--data-dir", str(directory), "--port", "0", "--root", str(roots)]
-        process = subprocess.Popen(command, env=environment(), stdout=errors, stderr=errors)
+        patient = environment(UNDRIFT_UP_SILENCE_S="60")  # with processes that a test has stopped
+        process = subprocess.Popen(command, env=patient, stdout=errors, stderr=errors)
     started = Instance(directory, roots, process, log)
     try:
         _wait_until_ready(started)
