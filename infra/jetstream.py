@@ -1,9 +1,8 @@
-"""JetStream by its own requests: nats-py knows neither `first_seq` nor atomic batches."""
+"""JetStream by its own requests: nats-py knows neither `first_seq` nor how to publish many in one go."""
 
 from __future__ import annotations
 
 import asyncio
-import secrets
 from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,9 +16,6 @@ from infra.envelope import Sealed
 
 WRONG_LAST_SEQUENCE = 10071
 _NOT_FOUND = (10037, 10059)  # no message, no stream
-
-#: What the server takes in one atomic batch.
-MAX_BATCH = 1000
 
 
 class Refused(Exception):
@@ -54,8 +50,6 @@ class Stream:
     def __init__(self, bus: Bus, name: str, timeout: float = 5.0) -> None:
         self.name = name
         self._bus, self._timeout = bus, timeout
-        self._batch = secrets.token_hex(8)
-        self._batches = 0
 
     async def state(self) -> State | None:
         """None where there is no such stream."""
@@ -97,18 +91,20 @@ class Stream:
         await self._call(f"CONSUMER.DELETE.{self.name}.{name}", {})
 
     async def publish(self, batch: Sequence[Sealed], expected_last: int) -> int:
-        """Stores all or nothing behind `expected_last`; the last sequence. Refused with WRONG_LAST_SEQUENCE when
-        somebody else was there. After TimedOut or Unavailable nobody knows: look."""
-        expected = f"Nats-Expected-Last-Sequence: {expected_last}\r\n"
-        if len(batch) == 1:
-            return await self._send(_command(batch[0], expected))
-        self._batches += 1
-        mark = f"Nats-Batch-Id: {self._batch}-{self._batches}\r\nNats-Batch-Sequence: "
-        first = await self._receipt(_command(batch[0], f"{mark}1\r\n{expected}"))
-        if first.data:
-            raise _refusal(msgspec.json.decode(first.data))
-        rest = [_command(each, f"{mark}{n}\r\n").complete() for n, each in enumerate(batch[1:-1], start=2)]
-        return await self._send(_command(batch[-1], f"{mark}{len(batch)}\r\nNats-Batch-Commit: 1\r\n"), rest)
+        """Stores the messages behind `expected_last`, in order; the last sequence.
+
+        Each names the sequence that must stand before it, so of a batch nothing is stored behind a message that was
+        refused, and the answer to the last one speaks for all. (The server's atomic batches cost it 1.6 ms each, ten
+        to twenty times this for the sizes that occur; nobody needs to see a batch whole.)
+
+        Refused with WRONG_LAST_SEQUENCE when somebody else was there. After that, TimedOut or Unavailable a beginning
+        of the batch may be stored: look.
+        """
+        commands = [
+            _command(message, f"Nats-Expected-Last-Sequence: {before}\r\n")
+            for before, message in enumerate(batch, start=expected_last)
+        ]
+        return await self._send(commands[-1], [command.complete() for command in commands[:-1]])
 
     async def _send(self, last: _Command, before: Sequence[bytes] = ()) -> int:
         reply = await self._receipt(last, before)

@@ -293,7 +293,6 @@ class Relay:
             "max_msgs": -1,
             "max_msgs_per_subject": -1,
             "allow_direct": True,
-            "allow_atomic": True,
             "deny_delete": False,
             "deny_purge": False,
             "sealed": False,
@@ -314,7 +313,7 @@ def _batches(messages: Sequence[Sealed], max_bytes: int) -> list[list[Sealed]]:
     room = 0
     for message in messages:
         size = len(message.headers) + len(message.data)
-        if not batches or size > room or len(batches[-1]) >= jetstream.MAX_BATCH:
+        if not batches or size > room:
             batches.append([])
             room = max_bytes
         batches[-1].append(message)
