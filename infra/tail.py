@@ -132,7 +132,11 @@ class Subscription:
 
 class Tail:
     """One per process. `poll_s` is how often it looks without being told to; processes that hold client connections
-    look more often."""
+    look more often.
+
+    With `feed` it takes events from JetStream as they come: for whoever applies each of them. Without, it reads
+    Postgres in pages whenever there is a hint, which costs a busy process far less for each event.
+    """
 
     def __init__(
         self,
@@ -142,6 +146,7 @@ class Tail:
         key: bytes,
         epoch: int,
         *,
+        feed: bool = True,
         poll_s: float | None = None,
         hints: Hints | None = None,
     ) -> None:
@@ -151,6 +156,7 @@ class Tail:
         self.hints = hints or Hints(store.database)
         self.feed = Feed(bus, _RETRY_S, self._arrived)
         self.task: asyncio.Task[None] | None = None
+        self._fed = feed
         self._store, self._settings = store, settings
         self._poll_s = settings.poll_s if poll_s is None else poll_s
         self._envelope = Envelope(key, epoch)
@@ -225,7 +231,8 @@ class Tail:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.hints.run(), name="tail hints")
-                group.create_task(self.feed.run(self._feed_from), name="tail feed")
+                if self._fed:
+                    group.create_task(self.feed.run(self._feed_from), name="tail feed")
                 await self._follow()
         finally:
             unsubscribe()

@@ -14,4 +14,4 @@ ROLES = {
 }
 
 if __name__ == "__main__":
-    sys.exit(main.main("core", lambda _: ROLES))
+    sys.exit(main.main("core", lambda _: ROLES, feed=True))

@@ -58,9 +58,11 @@ Role = Callable[[Process], Awaitable[None]]
 
 
 @asynccontextmanager
-async def process(name: str, settings: config.Settings, *, clients: bool = False) -> AsyncIterator[Process]:
+async def process(
+    name: str, settings: config.Settings, *, clients: bool = False, feed: bool = False
+) -> AsyncIterator[Process]:
     """Builds a process and takes it down again. `clients` is for those that hold client connections: their tail
-    polls more often.
+    polls more often. `feed` is for those that apply every event: their tail is fed by JetStream.
 
     Raises NotDurable or migrate.Drift where running would not be safe.
     """
@@ -74,7 +76,7 @@ async def process(name: str, settings: config.Settings, *, clients: bool = False
     store = Store(db, Mapper(events.REGISTRY, keyring=secrets.Keyring(db, master)), writer)
     bus = Bus(settings.nats.url, settings.nats, name=name)
     poll_s = settings.tail.client_poll_s if clients else settings.tail.poll_s
-    tail = Tail(store, bus, settings.tail, secrets.derive(master, "relay mac"), epoch, poll_s=poll_s)
+    tail = Tail(store, bus, settings.tail, secrets.derive(master, "relay mac"), epoch, feed=feed, poll_s=poll_s)
     owner = f"{name}@{socket.gethostname()}/{os.getpid()}/{os.urandom(4).hex()}"
     leases = Leases(db, owner, settings.jobs.lease_s)
     built = Process(
@@ -120,17 +122,17 @@ async def _reachable(dsn: str) -> None:
             await asyncio.sleep(0.5)
 
 
-async def serve(name: str, roles: Mapping[str, Role], settings: config.Settings, *, clients: bool = False) -> None:
+async def serve(name: str, roles: Mapping[str, Role], settings: config.Settings, **options: bool) -> None:
     """Runs the roles until SIGTERM or SIGINT; a role that ends by itself ends the process with its error."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
-    async with process(name, settings, clients=clients) as built, asyncio.TaskGroup() as group:
+    async with process(name, settings, **options) as built, asyncio.TaskGroup() as group:
         running = [group.create_task(_named(role, built), name=key) for key, role in roles.items()]
         running.append(group.create_task(supervised.announce(built.announced, built.ready)))
-        if not clients:
-            built.ready.set()
+        if not options.get("clients"):
+            built.ready.set()  # who has clients says so itself, once it serves them
         log.info("started", process=name, roles=list(roles), epoch=built.epoch)
         await stop.wait()
         built.stopping.set()
