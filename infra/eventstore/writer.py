@@ -24,7 +24,9 @@ BAD = (asyncpg.PostgresError, asyncpg.InterfaceError, ValueError, TypeError, Ove
 _LOOKS = 4
 
 
-class _Pending:
+class Pending:
+    """A command that waits, and who waits for it."""
+
     __slots__ = ("future", "lane", "prepared")
 
     def __init__(self, prepared: Prepared, future: asyncio.Future[Appended]) -> None:
@@ -45,34 +47,34 @@ class Queue:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._lanes: OrderedDict[tuple[str, str], deque[_Pending]] = OrderedDict()
+        self._lanes: OrderedDict[tuple[str, str], deque[Pending]] = OrderedDict()
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
-    def put(self, pending: _Pending) -> None:
+    def put(self, pending: Pending) -> None:
         """Raises Overloaded when the queue is full."""
         if self._count >= self._limit:
             raise Overloaded("too many commands are waiting")
         self._lanes.setdefault(pending.lane, deque()).append(pending)
         self._count += 1
 
-    def put_back(self, group: Sequence[_Pending]) -> None:
+    def put_back(self, group: Sequence[Pending]) -> None:
         """What was taken comes first again, in its order."""
         for pending in reversed(group):
             self._lanes.setdefault(pending.lane, deque()).appendleft(pending)
             self._lanes.move_to_end(pending.lane, last=False)
             self._count += 1
 
-    def take(self, max_events: int) -> list[_Pending]:
+    def take(self, max_events: int) -> list[Pending]:
         """The next group: at most `max_events` events (a larger command goes alone), no name twice.
 
         What shares a name with an earlier command waits, and so does whatever shares one with that. What waits is
         looked at first for the next group, so it cannot be passed over for ever.
         """
-        group: list[_Pending] = []
-        waiting: list[_Pending] = []
+        group: list[Pending] = []
+        waiting: list[Pending] = []
         taken: set[object] = set()
         events = 0
         for _ in range(_LOOKS * max_events):
@@ -91,12 +93,12 @@ class Queue:
         self.put_back(waiting)
         return group
 
-    def drain(self) -> Iterator[_Pending]:
+    def drain(self) -> Iterator[Pending]:
         """Everything that waits, out of the queue."""
         while (pending := self._next()) is not None:
             yield pending
 
-    def _next(self) -> _Pending | None:
+    def _next(self) -> Pending | None:
         """The first of the next lane, without those whose callers have gone."""
         while self._lanes:
             name, lane = self._lanes.popitem(last=False)
@@ -140,13 +142,13 @@ class Writer:
         if self._stopped:
             raise OperationalError("the writer has stopped")
         future: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
-        self._queue.put(_Pending(prepared, future))
+        self._queue.put(Pending(prepared, future))
         self._ready.set()
         return await future
 
     async def run(self) -> None:
         """Serves the queue until cancelled."""
-        group: list[_Pending] = []
+        group: list[Pending] = []
         try:
             while True:
                 await self._ready.wait()
@@ -160,7 +162,7 @@ class Writer:
             if self._connection is not None:
                 self._connection.terminate()
 
-    async def _flush(self, group: list[_Pending]) -> None:
+    async def _flush(self, group: list[Pending]) -> None:
         commands = [pending.prepared for pending in group]
         outcomes: Sequence[Outcome | None]
         try:
