@@ -130,8 +130,8 @@ class Store:
         raises, Claimed when a name is taken, errors.LeaseLost, errors.KeyReused, errors.Unavailable, errors.Conflict.
         """
         # A fresh stream cannot refuse what was done before, so the append itself finds the key.
-        if key is not None and not all(wish.fresh for wish in wishes):
-            earlier = await self.earlier([wish.context for wish in wishes], tenant, key, _first(wishes, tenant))
+        if not all(wish.fresh for wish in wishes):
+            earlier = await self._said_before(wishes, tenant, key)
             if earlier is not None:
                 return earlier
         for _ in range(_TRIES):
@@ -146,7 +146,17 @@ class Store:
                 raise errors.KeyReused() from None
             except Overloaded:
                 raise errors.Unavailable("Too many commands are waiting; try again", retry_after=1) from None
+            except errors.Error:  # perhaps because the same request, at the same moment, has just been carried out
+                earlier = await self._said_before(wishes, tenant, key)
+                if earlier is None:
+                    raise
+                return earlier
         raise errors.Conflict()
+
+    async def _said_before(self, wishes: Sequence[Wish], tenant: str, key: Key | None) -> Done | None:
+        if key is None:
+            return None
+        return await self.earlier([wish.context for wish in wishes], tenant, key, _first(wishes, tenant))
 
     async def _loaded(self, wish: Wish, tenant: str) -> Loaded:
         if wish.fresh:
@@ -212,7 +222,7 @@ class Store:
         recorded = await self.read(appended.first - 1, appended.count) if appended.count else []
         state = None
         if stream := recorded[0].stream if recorded else stream:
-            context = next(one for one in contexts if one.STREAM == stream.partition("/")[0])
+            context = next(one for one in contexts if stream.partition("/")[0] == one.STREAM)
             state = (await self.load(context, stream, until=appended.last)).state
         return Done(appended.last, state, recorded, replayed=True)
 

@@ -10,7 +10,7 @@ import structlog
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from domain import errors, integrations, jobs, kinds, messages
-from infra.eventstore.store import Wish
+from infra.eventstore.store import Done, Wish
 from projections import integrations as integrations_read
 from projections import jobs as jobs_read
 from services import integrations as declarations
@@ -26,7 +26,7 @@ Seconds = Annotated[int, Meta(ge=1, le=integrations.INTERVAL_MAX)]
 
 
 class Integration(Struct, rename="camel"):
-    """`config` never holds a secret."""
+    """`config` never holds a secret; the answer to a change has no times of syncs."""
 
     integration_id: str
     name: str
@@ -35,8 +35,8 @@ class Integration(Struct, rename="camel"):
     sync_interval: int | None
     config: Raw
     created_at: Timestamp
-    last_sync: Timestamp | None
-    next_sync: Timestamp | None
+    last_sync: Timestamp | UnsetType | None = UNSET
+    next_sync: Timestamp | UnsetType | None = UNSET
 
 
 class Listing(Struct):
@@ -239,13 +239,31 @@ async def change(call: Call) -> Any:
     body = await call.body(Change)
     id = call.path("integration_id")
     stream = messages.stream(integrations.STREAM, call.tenant, id)
-    before = (await call.api.process.store.load(integrations, stream)).state
-    if before.name is None:
-        raise errors.NotFound("There is no such integration", kind="integration")
-    config = UNSET if body.config is UNSET else _config(call, before.kind, body.config)
-    command = integrations.Change(name=body.name, config=config, interval=body.sync_interval)
-    await call.execute([Wish(integrations, id, command)])
-    return await show(call)
+    done = await call.earlier(integrations, stream=stream)
+    if done is None:
+        before = (await call.api.process.store.load(integrations, stream)).state
+        if before.name is None:
+            raise errors.NotFound("There is no such integration", kind="integration")
+        config = UNSET if body.config is UNSET else _config(call, before.kind, body.config)
+        command = integrations.Change(name=body.name, config=config, interval=body.sync_interval)
+        done = await call.execute([Wish(integrations, id, command)])
+    return call.reply(await _changed(call, id, stream, done), done.position)
+
+
+async def _changed(call: Call, id: str, stream: str, done: Done) -> Integration:
+    """From the events alone, so without what passes: when it was synced, and when it will be."""
+    recorded = await call.api.process.store.stream(stream, until=done.position)
+    created = next(one for one in reversed(recorded) if isinstance(one.event, integrations.Created))
+    state = done.state
+    return Integration(
+        integration_id=id,
+        name=state.name,
+        kind=state.kind,
+        status="active" if state.active else "stopped",
+        sync_interval=state.interval,
+        config=state.config,
+        created_at=timestamp_ms(created.recorded_at),
+    )
 
 
 async def delete(call: Call) -> Any:

@@ -96,10 +96,10 @@ class Call:
             actor=self.principal.actor, traceparent=None if trace is None else trace[:64].decode("ascii", "replace")
         )
 
-    async def earlier(self, *contexts: Any) -> Done | None:
-        """What this idempotency key did before, if anything."""
+    async def earlier(self, *contexts: Any, stream: str | None = None) -> Done | None:
+        """What this idempotency key did before, if anything; `stream` is whose state answers when that was nothing."""
         key = self.key()
-        return None if key is None else await self.api.process.store.earlier(contexts, self.tenant, key)
+        return None if key is None else await self.api.process.store.earlier(contexts, self.tenant, key, stream)
 
     async def execute(self, wishes: Sequence[Wish]) -> Done:
         """Carries out commands under the request's key, and remembers their position for the principal's reads."""
