@@ -209,9 +209,14 @@ def evolve(state: Job, event: Event) -> Job:
             assert_never(event)
 
 
+def line(integration: str) -> str:
+    """The line in which the jobs of an integration wait."""
+    return f"integration/{integration}"
+
+
 def _exclusive(ticket: Ticket) -> list[str]:
     """The names under which one job at a time runs; the first is the line in which the job waits."""
-    names = [] if ticket.integration is None else [f"integration/{ticket.integration}"]
+    names = [] if ticket.integration is None else [line(ticket.integration)]
     return names if ticket.target is None else [*names, f"target/{ticket.target}"]
 
 
@@ -261,7 +266,10 @@ class Progress(messages.Command, frozen=True):
 
 
 class Stop(messages.Command, frozen=True):
+    """With `open_only` a job that has ended meanwhile is left alone, else it is refused."""
+
     graceful: bool = True
+    open_only: bool = False
 
 
 class Expire(messages.Command, frozen=True):
@@ -324,7 +332,7 @@ def decide(command: Command, state: Job) -> Sequence[Event]:
         case Progress() | Hold() | Pause() | Complete() | Fail() | EndStop():
             return _work(command, state, ticket)
         case Stop():
-            return _stop(command, state, ticket)
+            return [] if command.open_only and state.status not in OPEN else _stop(command, state, ticket)
         case Expire():
             return [Stopped(ticket=ticket, reason="deadline", counters=state.counters)] if state.status in OPEN else []
         case Resume():

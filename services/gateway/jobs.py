@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 import msgspec
-import structlog
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from domain import errors, integrations, jobs, kinds, messages
@@ -21,10 +20,13 @@ from services.gateway.dialects import JOBS, Timestamp, timestamp_ms
 from services.gateway.routes import Call, Parameter, Route
 from services.worker import progress
 
-log = structlog.get_logger("gateway")
-
 LIMIT = 20
 LIMIT_MAX = 100
+# A job's claim is named `<job>|<line>` (domain.jobs).
+_OPEN_WORK = (
+    "select stream_id from undrift.claims where tenant = $1 and kind like 'work/%'"
+    " and ($2::text is null or substr(key, strpos(key, '|') + 1) = $2) order by pos"
+)
 _TYPES: dict[str, jobs.Type] = {
     name: full
     for full in ("full_sync", "incremental_sync", "selective_sync")
@@ -292,43 +294,45 @@ async def stop_all(call: Call) -> Any:
 
 
 async def stop_open(call: Call, integration: str | None, *more: Wish) -> Done:
-    """Stops what is queued or running, and carries out `more`, as one command. What ended meanwhile is left out."""
-    for _ in range(8):
-        await call.caught_up()
-        rows = await jobs_read.open_jobs(call.api.process.db, call.tenant, integration)
-        wishes = [Wish(jobs, row.id, jobs.Stop()) for row in rows if row.status != "stopping"]
-        try:
-            return await call.execute([*more, *wishes])
-        except errors.InvalidState as error:  # one ended between the list and the command
-            log.info("a job ended before it was stopped", reason=error.message)
-            call.api.reads.wrote(call.principal.actor, await call.api.process.store.head())
-    raise errors.Conflict()
+    """Stops what is queued or running, and carries out `more`, as one command.
+
+    What is open is read from the claims, which are exact: a job that anybody queued before is not missed.
+    """
+    line = None if integration is None else jobs.line(integration)
+    rows = await call.api.process.db.fetch(_OPEN_WORK, call.tenant, line)
+    wishes = [Wish(jobs, row["stream_id"].rpartition("/")[2], jobs.Stop(open_only=True)) for row in rows]
+    return await call.execute([*more, *wishes])
 
 
 async def interval(call: Call) -> Any:
     body = await call.body(Interval)
-    job = (
-        await call.api.process.store.load(jobs, messages.stream(jobs.STREAM, call.tenant, call.path("job_id")))
-    ).state
-    if job.queued is None or job.deleted:
+    stream = messages.stream(jobs.STREAM, call.tenant, call.path("job_id"))
+    job = (await call.api.process.store.load(jobs, stream)).state
+    if job.queued is None:
         raise errors.NotFound("There is no such job", kind="job")
-    if job.queued.ticket.integration is None:
+    integration = job.queued.ticket.integration
+    if integration is None:
         raise errors.InvalidState("The job has no integration, so no schedule")
-    done = await call.execute(
-        [Wish(integrations, job.queued.ticket.integration, integrations.Change(interval=body.interval))]
-    )
-    return call.reply(await _interval_changed(call, done), done.position)
+    done = await call.earlier(integrations, stream=messages.stream(integrations.STREAM, call.tenant, integration))
+    if done is None:
+        if job.deleted:
+            raise errors.NotFound("There is no such job", kind="job")
+        done = await call.execute([Wish(integrations, integration, integrations.Change(interval=body.interval))])
+    return call.reply(await _interval_changed(call, integration, done), done.position)
 
 
-async def _interval_changed(call: Call, done: Done) -> IntervalChanged:
+async def _interval_changed(call: Call, integration: str, done: Done) -> IntervalChanged:
     """From the events alone: the interval before, and when the new one first comes round."""
-    new = done.state.interval
+    id, new = call.path("job_id"), done.state.interval
     if not done.events:
-        return IntervalChanged(True, call.path("job_id"), new, new, None)
+        await call.caught_up()
+        row = await integrations_read.get(call.api.process.db, call.tenant, integration)
+        due = None if row is None or row.next_due is None else timestamp_ms(row.next_due)
+        return IntervalChanged(True, id, new, new, due)
     changed = done.events[0]
     before = await call.api.process.store.load(integrations, changed.stream, until=changed.position - 1)
-    next_run = changed.recorded_at + timedelta(seconds=new)
-    return IntervalChanged(True, call.path("job_id"), before.state.interval, new, timestamp_ms(next_run))
+    due = timestamp_ms(changed.recorded_at + timedelta(seconds=new)) if done.state.active else None
+    return IntervalChanged(True, id, before.state.interval, new, due)
 
 
 async def delete(call: Call) -> Any:
