@@ -55,17 +55,23 @@ async def forget(database: Database, job: str) -> None:
     await database.execute("delete from undrift.job_progress where job = $1", job)
 
 
-async def add_lines(database: Database, tenant: str, job: str, lines: Sequence[tuple[datetime, str, str]]) -> None:
-    """Appends (time, level, message) in order."""
+async def add_lines(
+    database: Database, tenant: str, job: str, lease: Lease, lines: Sequence[tuple[datetime, str, str]]
+) -> None:
+    """Appends (time, level, message) in order; only under a lease that is still held, so one at a time does."""
     await database.execute(
         "insert into undrift.job_logs (job, seq, tenant, at, level, message)"
         " select $1, coalesce((select max(seq) from undrift.job_logs where job = $1), 0) + nth, $2, at, level, message"
-        " from unnest($3::timestamptz[], $4::text[], $5::text[]) with ordinality as l(at, level, message, nth)",
+        " from unnest($3::timestamptz[], $4::text[], $5::text[]) with ordinality as l(at, level, message, nth)"
+        " where exists (select from undrift.leases where name = $6 and owner = $7 and fence = $8 for share)",
         job,
         tenant,
         [at for at, _, _ in lines],
         [level for _, level, _ in lines],
         [message.replace("\0", "\\0") for _, _, message in lines],
+        lease.name,
+        lease.owner,
+        lease.fence,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -12,6 +11,7 @@ import structlog
 from domain import errors, jobs, messages
 from infra.db import CONNECTION_LOST
 from infra.eventstore.recorder import Claimed
+from infra.eventstore.store import Done
 from infra.leases import Lease
 from services.main import Process
 from services.worker import engines, run
@@ -25,9 +25,10 @@ _CANDIDATES = (
     " from (select *, substr(key, strpos(key, '|') + 1) as line from undrift.claims"
     " where kind = any ($1) and kind like 'work/%') c"  # as the index of open work says it
     " left join undrift.leases l on l.name = c.stream_id"
-    " where c.stream_id <> all ($2) and not exists (select from undrift.claims r where r.tenant = c.tenant"
+    " where c.stream_id <> all ($2) and c.tenant || '/' || c.line <> all ($3)"
+    " and not exists (select from undrift.claims r where r.tenant = c.tenant"
     " and r.kind = 'jobs.running' and r.key = c.line and r.stream_id <> c.stream_id)"
-    " order by c.pos limit $3"
+    " order by c.pos limit $4"
 )
 _LOOKED_AT = 200
 _TRANSIENT = (*CONNECTION_LOST, TimeoutError)
@@ -82,18 +83,23 @@ class Worker:
             case jobs.Queued() | jobs.Resumed():
                 self._wake.set()
             case jobs.StopRequested():
-                if recorded.stream in self._running:
-                    self._running[recorded.stream][1].stop(recorded.event.graceful)
+                if (one := self._concerned(recorded)) is not None:
+                    one.stop(recorded.event.graceful)
                 self._wake.set()
             case jobs.Stopped() | jobs.Completed() | jobs.Failed() | jobs.Held() | jobs.Paused():
-                if recorded.stream in self._running:
-                    self._running[recorded.stream][1].ended_elsewhere(recorded.position)
+                if (one := self._concerned(recorded)) is not None:
+                    one.ended_elsewhere()
                 self._blocked.clear()
                 self._wake.set()
             case jobs.Deleted():
                 self._tidying.create_task(engines.discard(engines.folder(self._process.settings, recorded.id)))
             case _:
                 pass
+
+    def _concerned(self, recorded: messages.Recorded) -> run.Run | None:
+        """Our run of that job, unless the event is older than the run: the tail may be behind what was read."""
+        _, one, _ = self._running.get(recorded.stream, (None, None, None))
+        return one if one is not None and recorded.position > one.since else None
 
     async def _beat(self) -> None:
         while True:
@@ -113,16 +119,19 @@ class Worker:
             except _TRANSIENT as error:
                 log.warning("the queue is out of reach", reason=type(error).__name__)
                 await asyncio.sleep(self._process.settings.jobs.poll_s)
-            with contextlib.suppress(TimeoutError):
+            try:
                 async with asyncio.timeout(self._process.settings.jobs.poll_s):
                     await self._wake.wait()
+            except TimeoutError:
+                self._blocked.clear()  # whatever freed their names may have been heard before they were found blocked
 
     async def _take_all(self) -> None:
         """Takes the oldest jobs that nobody works on, as long as there is room."""
         if len(self._running) >= self._slots:
             return
-        passed_over = [*self._running, *self._blocked]
-        rows = await self._process.db.fetch(_CANDIDATES, self._kinds, passed_over, _LOOKED_AT)
+        rows = await self._process.db.fetch(
+            _CANDIDATES, self._kinds, list(self._running), list(self._blocked), _LOOKED_AT
+        )
         lines: set[tuple[str, str]] = set()
         for row in rows:
             if len(self._running) >= self._slots:
@@ -135,27 +144,27 @@ class Worker:
                 row["stream_id"], row["owner"], row["fence"], row["beat"]
             )
             if not living:
-                await self._take(row["tenant"], row["stream_id"])
+                await self._take(row["tenant"], row["stream_id"], row["line"])
 
-    async def _take(self, tenant: str, stream: str) -> None:
+    async def _take(self, tenant: str, stream: str, line: str) -> None:
         lease = await self._process.leases.take(stream)
         if lease is None:
             return
         job = stream.rpartition("/")[2]
-        state = await self._start(tenant, job, lease)
-        if state is None or state.status != "running":
+        done = await self._start(tenant, job, line, lease)
+        if done is None or done.state.status != "running":
             await self._process.leases.release(lease)
             return
-        one = run.Run(self._process, self._children, tenant, job, lease, state)
+        one = run.Run(self._process, self._children, tenant, job, lease, done.state, done.position)
         task = asyncio.create_task(one.serve(), name=job)
         self._running[stream] = (lease, one, task)
         task.add_done_callback(lambda _: self._finished(stream))
 
-    async def _start(self, tenant: str, job: str, lease: Lease) -> jobs.Job | None:
-        """The job as it was started under our fence, or None when it is not to be run now."""
+    async def _start(self, tenant: str, job: str, line: str, lease: Lease) -> Done | None:
+        """How the job was started under our fence, or None when it is not to be run now."""
         start = jobs.Start(fence=lease.fence, worker=lease.owner, at=datetime.now(UTC))
         try:
-            done = await self._process.store.execute(
+            return await self._process.store.execute(
                 jobs,
                 job,
                 start,
@@ -164,13 +173,10 @@ class Worker:
                 guards=[lease.guard],
             )
         except Claimed:  # another job of its integration, or on its target, runs
-            self._blocked.add(lease.name)
-            return None
+            self._blocked.add(f"{tenant}/{line}")
         except errors.Error as error:
             log.info("a job is not to be started", job=job, reason=error.message)
-            return None
-        state: jobs.Job = done.state
-        return state
+        return None
 
     def _finished(self, stream: str) -> None:
         _, _, task = self._running.pop(stream)

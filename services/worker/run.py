@@ -29,9 +29,11 @@ class Run:
     the job up from its checkpoint."""
 
     def __init__(
-        self, process: Process, children: Children, tenant: str, job: str, lease: Lease, state: jobs.Job
+        self, process: Process, children: Children, tenant: str, job: str, lease: Lease, state: jobs.Job, since: int
     ) -> None:
+        """`since` is the position of the event that started it."""
         assert state.queued is not None
+        self.since = since
         self._process, self._children = process, children
         self._tenant, self._job, self._lease = tenant, job, lease
         self._state, self._queued = state, state.queued
@@ -64,7 +66,7 @@ class Run:
         self._gone = True
         self._cut()
 
-    def ended_elsewhere(self, position: int) -> None:
+    def ended_elsewhere(self) -> None:
         """The job has ended in the log, by a deadline for instance."""
         self._gone = True
         self._cut()
@@ -98,6 +100,12 @@ class Run:
                 raise
             asyncio.current_task().uncancel()  # type: ignore[union-attr]
             command = jobs.EndStop(counters=self._now.counters)
+        except (errors.LeaseLost, errors.InvalidState) as error:
+            log.warning("a run ends: the job is no longer its own", job=self._job, reason=error.message)
+            command = None
+        except Exception:
+            log.exception("a run ended in an error of ours", job=self._job)
+            command = self._after_a_death()
         finally:
             self._task = None
             await asyncio.shield(self._close())
@@ -194,18 +202,23 @@ class Run:
             await self._write_rows()
 
     async def _write_rows(self) -> None:
+        """What is not written because Postgres is away is written later; the work goes on."""
         self._written = time.monotonic()
         lines, self._lines = self._lines, []
         database = self._process.db
-        if lines:
-            await progress.add_lines(database, self._tenant, self._job, lines)
-        await progress.write(database, self._tenant, self._job, self._lease, self._now)
+        try:
+            if lines:
+                await progress.add_lines(database, self._tenant, self._job, self._lease, lines)
+                lines = []
+            await progress.write(database, self._tenant, self._job, self._lease, self._now)
+        except CONNECTION_LOST as error:
+            self._lines = [*lines, *self._lines]
+            log.warning("lines of a job wait", job=self._job, reason=type(error).__name__)
 
     async def _close(self) -> None:
-        try:
-            await self._write_rows()
-        except CONNECTION_LOST as error:
-            log.warning("the last lines of a run were lost", job=self._job, reason=type(error).__name__)
+        await self._write_rows()
+        if self._lines:
+            log.warning("the last lines of a run were lost", job=self._job, lines=len(self._lines))
 
     async def _release(self) -> None:
         try:
@@ -216,25 +229,31 @@ class Run:
     async def _end(self, command: jobs.Command) -> None:
         try:
             await self._execute(command)
-        except errors.InvalidState as error:  # it ended in the log meanwhile
-            log.info("a job had ended already", job=self._job, reason=error.message)
-        if isinstance(command, jobs.Complete):
-            await progress.forget(self._process.db, self._job)
+        except (errors.InvalidState, errors.LeaseLost) as error:  # it ended in the log meanwhile, or is another's
+            log.info("an end that does not count", job=self._job, reason=error.message)
+            return
         if isinstance(command, jobs.Complete | jobs.EndStop):
             await engines.discard(self._work.folder)
+        if isinstance(command, jobs.Complete):
+            await self._forget()
+
+    async def _forget(self) -> None:
+        try:
+            await progress.forget(self._process.db, self._job)
+        except CONNECTION_LOST as error:  # nobody looks at the row of a job that has ended
+            log.warning("a row of progress stays", job=self._job, reason=type(error).__name__)
 
     async def _execute(self, command: jobs.Command) -> None:
         """Under our fence only; trouble of the moment is waited out as long as the lease is ours."""
         while True:
             try:
-                await self._process.store.execute(
+                done = await self._process.store.execute(
                     jobs, self._job, command, tenant=self._tenant, metadata=self._metadata, guards=[self._lease.guard]
                 )
             except (*CONNECTION_LOST, errors.Unavailable, errors.Conflict) as error:
                 log.warning("a job's event waits", job=self._job, reason=type(error).__name__)
                 await asyncio.sleep(_ROW_S)
-            except errors.LeaseLost:
-                self._gone = True
-                raise
             else:
-                return
+                break
+        if done.state.status == "stopping" and not self._stopping:  # the tail has yet to say so
+            self.stop(done.state.graceful)
