@@ -117,7 +117,11 @@ def _files_context(told: child.Task, parent: child.Parent) -> FilesContext:
 
 def _report(parent: child.Parent, now: Progress) -> None:
     counters = jobs.Counters(now.processed, now.created, now.updated, now.deleted, now.errors, now.bytes)
-    parent.say(child.Report(now.stage, now.percent, counters))
+    parent.say(child.Report(_STAGES.get(now.stage, now.stage), now.percent, counters))
+
+
+# The engine's stages in the words of the Sync Management document.
+_STAGES = {"scan": "scanning", "compare": "planning", "copy": "copying", "finish": "reconciling_deletes"}
 
 
 def _sync_files(told: child.Task, parent: child.Parent) -> child.Done:
