@@ -15,6 +15,10 @@ from typing import Any
 
 import pytest
 
+from tests.journeys.system import system
+
+__all__ = ["system"]  # a fixture
+
 UNDRIFT = str(Path(sys.executable).with_name("undrift"))
 ENDS_WITHIN_S = 10.0
 
