@@ -33,6 +33,9 @@ _KEEPS_EPOCH = "undrift.epoch"
 _CHUNK = 200
 _MOST_ERASED = 100_000
 
+#: The shortest that the server has: sequences tell duplicates, and its memory of ids would grow with the load.
+_NO_WINDOW_NS = 100_000_000
+
 
 class NewEpoch(Exception):
     """The log is another history than the one this process started with: it has to start again."""
@@ -144,7 +147,7 @@ class Relay:
 
     async def _recover(self, error: Exception) -> None:
         self._compared = None
-        if isinstance(error, jetstream.Refused) and error.code == jetstream.WRONG_LAST_SEQUENCE:
+        if isinstance(error, jetstream.Refused) and error.code in jetstream.SOMEBODY_ELSE:
             await self._stand_by()
             return
         self._last_error = f"{type(error).__name__}: {error}"
@@ -292,6 +295,7 @@ class Relay:
             "max_bytes": self._nats.max_bytes if self._nats.max_bytes > 0 else -1,
             "max_msgs": -1,
             "max_msgs_per_subject": -1,
+            "duplicate_window": _NO_WINDOW_NS,
             "allow_direct": True,
             "deny_delete": False,
             "deny_purge": False,
