@@ -169,7 +169,7 @@ class Tail:
         self._timer: asyncio.TimerHandle | None = None
         self._later = -1
         self._late = 0
-        self._next_look = 0.0
+        self._next_look = self._looked = 0.0
 
     async def start(self, after: int | None = None) -> None:
         """Begins behind a position, or at the head. Needs Postgres, not NATS."""
@@ -262,7 +262,12 @@ class Tail:
                 await self._work.wait()
 
     async def _read_on(self) -> None:
-        """A page from Postgres; a full one is not the last."""
+        """A page from Postgres; a full one is not the last. Hints that come in a burst are answered by one look, so
+        that under load a page holds many events, while the first after a pause is answered at once."""
+        early = self._looked + self._settings.pace_s - asyncio.get_running_loop().time()
+        if self._caught_up and early > 0:
+            await asyncio.sleep(early)
+        self._looked = asyncio.get_running_loop().time()
         self._must_read = False  # a hint that comes meanwhile asks for another look
         page = await self.read(self.position)
         self._next_look = asyncio.get_running_loop().time() + self._poll_s

@@ -81,6 +81,7 @@ class Relay:
         self._work = asyncio.Event()
         self._head = 0
         self._compared: float | None = None
+        self._copied = 0.0
         self._standby = False
         self._failing_since: float | None = None
         self._last_error: str | None = None
@@ -173,7 +174,10 @@ class Relay:
         log.info("this relay takes over", position=self.position)
 
     async def _copy(self) -> bool:
-        """Relays the next page of the log; whether there was any."""
+        """Relays the next page of the log; whether there was any. Pages that follow one another are paced, so that
+        under load each holds more: the server's work and ours is by the page."""
+        await asyncio.sleep(max(0.0, self._copied + self._settings.pace_s - _now()))
+        self._copied = _now()
         notes = await self._store.read_raw(self.position, self._settings.batch_messages)
         if not notes:
             self._head = self.position

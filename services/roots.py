@@ -15,7 +15,7 @@ OWN = "files"
 
 
 def configured(settings: Settings) -> tuple[str, ...]:
-    return (*settings.files.roots, str(settings.directory / OWN))
+    return (*settings.files.roots, f"{settings.data_dir}/{OWN}")
 
 
 def allowed(settings: Settings, own: Sequence[str]) -> tuple[str, ...]:
