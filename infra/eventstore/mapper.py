@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ import msgspec
 from eventsourcing.persistence import JSONTranscoder, MapperDeserialisationError, Notification, StoredEvent
 from eventsourcing.persistence import Mapper as LibraryMapper
 
-from domain import messages
+from domain import errors, messages
 from infra import secrets
 from infra.secrets import Keyring
 
@@ -23,6 +24,8 @@ from infra.secrets import Keyring
 Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
 
 ERASED = "erased"
+#: How large an event may be; what is larger is a blob, named by its hash.
+MAX_BYTES = 256 * 1024
 _HEADER = struct.Struct(">4Iii16s")
 _encoder = msgspec.json.Encoder()
 _metadata = msgspec.json.Decoder(messages.Metadata)
@@ -91,18 +94,23 @@ class Mapper(LibraryMapper[str]):
     ) -> None:
         super().__init__(JSONTranscoder())
         self._registry = registry
-        self._decoders = {topic: msgspec.json.Decoder(kind) for topic, kind in registry.items() if not kind.PERSONAL}
+        self._decoders = {topic: msgspec.json.Decoder(kind) for topic, kind in registry.items()}
         self._upcasters = upcasters or {}
         self.keyring = keyring
 
     def to_stored_event(self, domain_event: Any) -> LogEvent:
-        """Stores a Draft. A personal field is sealed under the key of `metadata.subject`, which must be loaded."""
+        """Stores a Draft. A personal field is sealed under the key of `metadata.subject`, which must be loaded.
+
+        Raises LookupError for a topic or a key that is not there, errors.TooLarge.
+        """
         draft: Draft = domain_event
         event, topic = draft.event, messages.topic(draft.event)
         if self._registry.get(topic) is not type(event):
             raise LookupError(f"{topic} is not in the registry of events")
         state = self._seal(draft) if event.PERSONAL else _encoder.encode(event)
         metadata = _encoder.encode(draft.metadata).decode()
+        if len(state) + len(metadata) > MAX_BYTES:
+            raise errors.TooLarge(f"An event of {len(state)} bytes; the log takes {MAX_BYTES}, more belongs in a blob")
         header = (draft.tenant, draft.stream, draft.version, topic, event.SCHEMA, draft.event_id, metadata)
         return LogEvent(
             originator_id=draft.stream,
@@ -123,8 +131,11 @@ class Mapper(LibraryMapper[str]):
         try:
             metadata = _metadata.decode(note.metadata)
             event = self._decode(note, metadata)
-        except (msgspec.MsgspecError, LookupError, ValueError, TypeError, secrets.Undecipherable) as error:
-            raise MapperDeserialisationError(f"{note.topic} v{note.schema_version}: {error}") from error
+        except Exception as error:  # whatever an upcaster stumbles over, it is this event that cannot be read
+            kind = self._registry.get(note.topic)
+            personal = kind is not None and kind.PERSONAL  # whose contents no message may repeat
+            reason = type(error).__name__ if personal else f"{type(error).__name__}: {error}"
+            raise MapperDeserialisationError(f"{note.topic} v{note.schema_version}: {reason}") from error
         return messages.Recorded(
             position=note.id,
             tenant=note.tenant,
@@ -159,9 +170,9 @@ class Mapper(LibraryMapper[str]):
         for note in notes:
             kind = self._registry.get(note.topic)
             if kind is not None and kind.PERSONAL:
-                subject = _metadata.decode(note.metadata).subject
-                if subject is not None:
-                    found.add((note.tenant, subject))
+                with contextlib.suppress(msgspec.MsgspecError):  # `read` will say so
+                    if (subject := _metadata.decode(note.metadata).subject) is not None:
+                        found.add((note.tenant, subject))
         return found
 
     def _decode(self, note: LogNotification, metadata: messages.Metadata) -> messages.Event:
@@ -176,14 +187,14 @@ class Mapper(LibraryMapper[str]):
         for version in range(note.schema_version, kind.SCHEMA):
             fields = self._upcasters[note.topic, version](fields)
         self._unseal(kind, fields, note, metadata)
-        return msgspec.convert(fields, kind)
+        return self._decoders[note.topic].decode(_encoder.encode(fields))
 
     def _seal(self, draft: Draft) -> bytes:
         subject = draft.metadata.subject
         key = None if subject is None or self.keyring is None else self.keyring.key(draft.tenant, subject)
         if key is None:
             raise LookupError(f"no key to seal {messages.topic(draft.event)} with")
-        fields = msgspec.to_builtins(draft.event)
+        fields: dict[str, Any] = msgspec.json.decode(_encoder.encode(draft.event))
         for name in draft.event.PERSONAL:
             plain = _encoder.encode(fields[name])
             fields[name] = b64encode(secrets.seal(key, plain, f"{draft.event_id}/{name}")).decode()

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
+import asyncpg
+from eventsourcing.persistence import OperationalError
 from msgspec import Struct
 
 from domain import errors, messages
@@ -124,28 +126,35 @@ class Store:
         key: Key | None = None,
         guards: Sequence[Guard] = (),
     ) -> Done:
-        """Decides commands for several streams and appends what follows as one, again when a stream moved meanwhile.
+        """Decides commands, one for each stream, and appends what follows as one, again when any of the streams has
+        moved meanwhile.
 
         With a key, a command that was carried out before is answered from its events. Raises whatever `decide`
-        raises, Claimed when a name is taken, errors.LeaseLost, errors.KeyReused, errors.Unavailable, errors.Conflict.
+        raises, Claimed when a name is taken, errors.LeaseLost, errors.KeyReused, errors.Unavailable,
+        errors.StorageFull, errors.Conflict.
         """
         # A fresh stream cannot refuse what was done before, so the append itself finds the key.
         if not all(wish.fresh for wish in wishes):
             earlier = await self._said_before(wishes, tenant, key)
             if earlier is not None:
                 return earlier
+        moved = False
         for _ in range(_TRIES):
-            loaded = [await self._loaded(wish, tenant) for wish in wishes]
+            loaded = [await self._loaded(wish, tenant, moved) for wish in wishes]
             try:
                 return await self._append(wishes, loaded, tenant, metadata, key, guards)
             except VersionConflict:
-                wishes = [Wish(wish.context, wish.id, wish.command) for wish in wishes]
+                moved = True
             except GuardFailed:
                 raise errors.LeaseLost() from None
             except KeyReused:
                 raise errors.KeyReused() from None
             except Overloaded:
                 raise errors.Unavailable("Too many commands are waiting; try again", retry_after=1) from None
+            except OperationalError:
+                raise errors.Unavailable(retry_after=1) from None
+            except asyncpg.DiskFullError:
+                raise errors.StorageFull() from None
             except errors.Error:  # perhaps because the same request, at the same moment, has just been carried out
                 earlier = await self._said_before(wishes, tenant, key)
                 if earlier is None:
@@ -158,8 +167,8 @@ class Store:
             return None
         return await self.earlier([wish.context for wish in wishes], tenant, key, _first(wishes, tenant))
 
-    async def _loaded(self, wish: Wish, tenant: str) -> Loaded:
-        if wish.fresh:
+    async def _loaded(self, wish: Wish, tenant: str, moved: bool) -> Loaded:
+        if wish.fresh and not moved:
             return Loaded(wish.context.initial)
         return await self.load(wish.context, messages.stream(wish.context.STREAM, tenant, wish.id))
 
@@ -184,10 +193,10 @@ class Store:
                 for n, event in enumerate(events, start=1)
             ]
             drafts += mine
-            if mine:
-                claims = [claim for event in events for claim in wish.context.claims(event)]
-                stored = [self.mapper.to_stored_event(draft) for draft in mine]
-                writes.append(Write(stream, before.version, stored, claims))
+            claims = [claim for event in events for claim in wish.context.claims(event)]
+            stored = [self.mapper.to_stored_event(draft) for draft in mine]
+            # Also without events: what is decided here rests on this version of the stream.
+            writes.append(Write(stream, before.version, stored, claims))
         if not drafts and key is None:
             return Done(max((one.position for one in loaded), default=0), loaded[0].state if loaded else None, [])
         appended = await self.writer.append(Append(tenant, writes, key, guards, metadata.actor))
@@ -197,7 +206,7 @@ class Store:
         return Done(appended.last, _after(wishes, loaded, recorded, tenant), recorded)
 
     async def earlier(self, contexts: Sequence[Any], tenant: str, key: Key, stream: str | None = None) -> Done | None:
-        """What a key did before, or None; `stream` is whose state answers when that was nothing.
+        """What a key did before, or None; the state is that of `stream`, else of the first stream it wrote.
 
         Raises errors.KeyReused when the key stood for another request.
         """
@@ -214,21 +223,21 @@ class Store:
             raise errors.KeyReused()
         return await self._replay(contexts, Appended(row["first_pos"], row["n"], row["at"], replayed=True), stream)
 
-    async def _replay(self, contexts: Sequence[Any], appended: Appended, stream: str | None = None) -> Done:
-        """A command's answer once more: its events, and its first stream folded to where they ended.
-
-        `stream` is that stream where there are no events to name it.
-        """
+    async def _replay(self, contexts: Sequence[Any], appended: Appended, stream: str | None) -> Done:
+        """A command's answer once more: its events, and its first stream folded to where they ended."""
         recorded = await self.read(appended.first - 1, appended.count) if appended.count else []
-        state = None
-        if stream := recorded[0].stream if recorded else stream:
+        state = contexts[0].initial if contexts else None
+        if stream := stream or (recorded[0].stream if recorded else None):
             context = next(one for one in contexts if stream.partition("/")[0] == one.STREAM)
             state = (await self.load(context, stream, until=appended.last)).state
         return Done(appended.last, state, recorded, replayed=True)
 
 
 def _first(wishes: Sequence[Wish], tenant: str) -> str | None:
-    return messages.stream(wishes[0].context.STREAM, tenant, wishes[0].id) if wishes else None
+    """The stream whose state answers; None where a retry may have made up another name for it."""
+    if not wishes or wishes[0].fresh:
+        return None
+    return messages.stream(wishes[0].context.STREAM, tenant, wishes[0].id)
 
 
 def _recorded(draft: Draft, position: int, appended: Appended) -> messages.Recorded:
