@@ -61,10 +61,13 @@ def plan(spec: Spec, context: Context) -> Summary:
 
 
 class _Planned(NamedTuple):
+    """`current`: the record says what the target looks like; `moved`: the target is another folder than it was."""
+
     counts: Counts
     hash: str
     held: str | None
     current: bool
+    moved: bool
     first: tuple[Shown, ...]
 
 
@@ -101,6 +104,7 @@ class _Job:
             self._pair = pair
             self._pulse = Pulse(self._context, self._board)
             self._observer = Observer(pair, self._scope, self._context, self._board, self._pulse)
+            stack.callback(self._observer.close)
             self._stack = stack.pop_all()
         return self
 
@@ -178,12 +182,13 @@ class _Job:
         """Spools the plan; its hash is that of the file."""
         observer, spec = self._observer, self._spec
         head = observer.record.head
+        moved = self._pair.target is None or head.target != paths.identity(self._pair.target)
         planner = Planner(
             spec,
             observer.contents(),
             safe=not observer.error_count,
             recorded=head.last is not None,
-            moved=self._pair.target is None or head.target != paths.identity(self._pair.target),
+            moved=moved,
         )
         digest = plans.Digest(spec)
         first: list[Shown] = []
@@ -196,7 +201,7 @@ class _Job:
                 if self._pulse.beat():
                     break
         held = plans.holds(spec, self._context.guards, planner.counts, self._pair.device, head.last)
-        return _Planned(planner.counts, digest.hexdigest(), held, planner.current, tuple(first[:_SHOWN]))
+        return _Planned(planner.counts, digest.hexdigest(), held, planner.current, moved, tuple(first[:_SHOWN]))
 
     @property
     def _plan_path(self) -> Path:
@@ -251,6 +256,7 @@ class _Job:
 
             self._pulse.stage("copy", 45 if self._spec.by_content else 10, 95, done)
             finisher = Finisher(site, journal(DELETIONS), journal(REPLACEMENTS), self._troubles, self._pulse.beat)
+            stack.callback(finisher.close)
             finisher.clean(self._observer.target.leftovers)
             fatal = self._copy(site, journal) if made.counts.actions else 0
             self._pulse.stage("finish", 95, 99, done)
@@ -320,11 +326,12 @@ class _Job:
             generation=old.generation + 1,
             last=old.last if stopped else plans.Last(made.counts.files, self._pair.device),
             target=(0, 0) if target is None else paths.identity(target),
-            carried=carried if stopped else records.Carried(),
+            carried=carried,
         )
         journals = Journals.beside(path)
         writer = records.Writer(path, head)
-        records.build(observer.steps(), journals, self._scope, observer.contents(), writer.write)
+        contents = observer.contents()
+        records.build(observer.steps(), journals, self._scope, contents, writer.write, moved=made.moved)
         writer.finish()
         journals.drop()
 

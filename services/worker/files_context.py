@@ -146,7 +146,7 @@ class Pulse:
     def stage(self, name: str, start: int, end: int, done: Callable[[], float]) -> None:
         """`done` is the part of the stage that is done, 0 to 1."""
         self._stage, self._from, self._to, self._done = name, start, end, done
-        self._emitted = 0.0
+        self._polled = self._emitted = 0.0
         self.beat()
 
     def beat(self) -> bool:

@@ -109,6 +109,7 @@ class Executor:
         self.troubles = Troubles()
         self.fatal: OSError | None = None
         self._syncer = Syncer(site.target)
+        self._journal = journal
         self._finalizer = Finalizer(journal, site.trash, site.board, self.troubles, site.verify, beat)
         self._batch = Batch()
         self._flying: Batch | None = None
@@ -137,12 +138,16 @@ class Executor:
 
     def close(self) -> None:
         """Puts everything in its place that is not yet."""
-        self._leave_stage()
-        self._submit()
-        self._land()
-        self._syncer.close()
-        self._ours.close()
-        self._theirs.close()
+        try:
+            self._leave_stage()
+            self.flush()
+        finally:
+            self._syncer.close()
+            self._ours.close()
+            self._theirs.close()
+            self._journal.close()
+            for descriptor in self._batch.folders.values():
+                os.close(descriptor)
 
     def group(self, group: Group) -> None:
         """Raises OSError only when there is no use in going on, and Stopped."""
@@ -300,9 +305,9 @@ class Executor:
 
     def _submit(self) -> None:
         """Has this batch made durable, and meanwhile puts the one before in its place."""
-        batch, self._batch = self._batch, Batch()
-        if not batch.entries:
+        if not self._batch.entries:
             return
+        batch, self._batch = self._batch, Batch()
         before, self._flying = self._flying, batch
         if before is None:
             self._syncer.begin()
@@ -325,7 +330,8 @@ class Executor:
 
 def _put(action: Action, mode: int) -> Put:
     bits = 0o777 if action.kind == "link" else mode if action.op != "attributes" else action.mode
-    return Put(action.name, action.op, action.kind, action.size, action.mtime_ns, bits, action.link, 0, 0)
+    times = (action.size, action.mtime_ns, bits, action.link, 0, 0)
+    return Put(action.name, action.op, action.kind, *times, conflict=action.conflict)
 
 
 def _within(path: bytes, folder: bytes) -> bool:

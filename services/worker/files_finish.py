@@ -53,9 +53,13 @@ class Finisher:
                     self._settle(group.path, group.actions[-1])
         except copying.Stopped:
             pass
-        finally:
+
+    def close(self) -> None:
+        try:
             self._executor.close()
+        finally:
             self._troubles.extend(self._executor.troubles.texts, self._executor.troubles.count)
+            self._deletions.close()
             self._trail.close()
 
     def _groups(self) -> Iterator[Group]:

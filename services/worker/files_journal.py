@@ -46,6 +46,8 @@ class Put(Struct, array_like=True):
 
     def is_at(self, found: Entry) -> bool:
         """Whether an entry of the target is what this put there."""
+        if self.op == "attributes" and self.mode != found.mode:
+            return False
         ours = (self.kind, self.inode, self.size, self.mtime_ns)
         return ours == (found.kind, found.inode, found.size, found.mtime_ns)
 

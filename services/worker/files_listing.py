@@ -141,3 +141,8 @@ class Listing:
             found = Folder(self.data, at)
             yield found
             at = found.end
+
+    def close(self) -> None:
+        """Its folders cannot be read any more."""
+        if isinstance(self.data, mmap.mmap):
+            self.data.close()

@@ -37,6 +37,12 @@ class Observer:
         self._compared: list[Path] = []
         self.source = self.target = Scanned()
         self.record = records.Record(records.Head())
+        self._listings: list[Listing] = []
+
+    def close(self) -> None:
+        self.record.close()
+        for one in self._listings:
+            one.close()
 
     def scan(self) -> None:
         """Raises errors.SyncFailed when a root cannot be read, Invalid when one lies in the other after all."""
@@ -69,7 +75,9 @@ class Observer:
 
     def _listing(self, name: str) -> Listing:
         with (self._context.work / name).open("rb") as file:
-            return Listing(file)
+            listing = Listing(file)
+        self._listings.append(listing)
+        return listing
 
     @property
     def errors(self) -> list[str]:
@@ -97,6 +105,7 @@ class Observer:
             head.carried = carried or records.Carried(self._context.job if ours else "")
             head.generation = generation
             self._fold(into, journals, head, ours)
+            self.record.close()
             self.record = records.load(into, self._context.log)
         if into == path:
             journals.drop()

@@ -25,7 +25,7 @@ _HASH = 32
 
 
 class Carried(Struct):
-    """What earlier runs of a job that is not finished did."""
+    """What earlier runs of a job did, should it be taken up again."""
 
     job: str = ""
     created: int = 0
@@ -62,9 +62,17 @@ _decode = msgspec.msgpack.Decoder(Head).decode
 class Record:
     """A record as it is on disk, or an empty one."""
 
-    def __init__(self, head: Head, folders: Iterable[listing.Folder] = ()) -> None:
+    def __init__(self, head: Head, frames: listing.Listing | None = None) -> None:
         self.head = head
-        self.folders = folders
+        self._frames = frames
+
+    @property
+    def folders(self) -> Iterable[listing.Folder]:
+        return self._frames if self._frames is not None else ()
+
+    def close(self) -> None:
+        if self._frames is not None:
+            self._frames.close()
 
 
 def load(path: Path | None, log: Callable[[str, str], None]) -> Record:
@@ -82,6 +90,7 @@ def load(path: Path | None, log: Callable[[str, str], None]) -> Record:
         head = file.read(size)
         found = listing.Listing(file, start + size, _HASH)
     if found.size < start or prefix[: len(_MAGIC)] != _MAGIC or not _intact(found):
+        found.close()
         log("warn", "The record of this pair of folders is damaged: changes made in the target are not told apart")
         return Record(Head())
     return Record(_decode(head), found)
@@ -185,8 +194,15 @@ def build(
     scope: Scope,
     contents: Contents | None,
     write: Callable[[bytes], object],
+    *,
+    moved: bool = False,
 ) -> None:
-    """The record after a run: what it put, what was right already, and for the rest what was recorded before."""
+    """The record after a run: what it put, what was right already, and for the rest what was recorded before.
+
+    Where contents were not compared, a file that changed in place but kept its size and time may be somebody's edit:
+    what was recorded of it stays. Not in a target that was `moved`, where everything has other change times.
+    """
+    sure = contents is not None or moved
     for step in steps:
         source, target, record = step.source, step.target, step.record
         if source is None and target is None:
@@ -199,16 +215,20 @@ def build(
             continue
         rows = journals.folder(step.path)
         different = contents(step.path) if contents is not None and source is not None and target is not None else {}
-        same = source is not None and target is not None and source.body == target.body
-        if target is not None and not rows and not different and (same or (record and record.state == target.state)):
-            write(_frame(target))
-            continue
-        entries = _merged(step, rows, different.keys(), scope)
+        if target is not None and not rows and not different:
+            known = record is not None and record.state == target.state
+            plain = record is None or (sure and not target.hidden)
+            if known or (plain and source is not None and source.body == target.body):
+                write(_frame(target))
+                continue
+        entries = _merged(step, rows, different.keys(), scope, sure)
         if entries or target is not None or source is not None:
             write(listing.frame(step.path, entries))
 
 
-def _merged(step: Step, rows: dict[bytes, tuple[Put, bool]], different: Iterable[bytes], scope: Scope) -> list[Entry]:
+def _merged(
+    step: Step, rows: dict[bytes, tuple[Put, bool]], different: Iterable[bytes], scope: Scope, sure: bool
+) -> list[Entry]:
     wanted, found, then = _named(step.source), _named(step.target), _named(step.record)
     unequal = set(different)
     entries = []
@@ -218,7 +238,7 @@ def _merged(step: Step, rows: dict[bytes, tuple[Put, bool]], different: Iterable
         if put is not None and done and put.op == "delete":
             continue
         if entry is None:
-            entry = _unmoved(wanted.get(name), found.get(name), then.get(name), name in unequal)
+            entry = _untouched(wanted.get(name), found.get(name), then.get(name), name in unequal, sure)
         if entry is None and name in then and name not in found and not scope.covers(join(step.path, name)):
             entry = then[name]
         if entry is not None:
@@ -226,7 +246,9 @@ def _merged(step: Step, rows: dict[bytes, tuple[Put, bool]], different: Iterable
     return entries
 
 
-def _unmoved(wanted: Entry | None, found: Entry | None, then: Entry | None, unequal: bool) -> Entry | None:
+def _untouched(
+    wanted: Entry | None, found: Entry | None, then: Entry | None, unequal: bool, sure: bool
+) -> Entry | None:
     """The entry of a name that this run did not touch."""
     if wanted is not None and wanted.kind == "dir" and (found is None or found.kind == "dir"):
         return wanted
@@ -234,7 +256,10 @@ def _unmoved(wanted: Entry | None, found: Entry | None, then: Entry | None, uneq
         return None
     if wanted is None:
         return then if then is not None else found
-    ours = (wanted.kind, wanted.size, wanted.mtime_ns, wanted.link)
-    if not unequal and ours == (found.kind, found.size, found.mtime_ns, found.link):
-        return found
-    return then
+    if unequal or _said(wanted) != _said(found):
+        return then
+    return found if sure or then is None or _said(then) != _said(found) else then
+
+
+def _said(entry: Entry) -> tuple[object, ...]:
+    return (entry.kind, entry.size, entry.mtime_ns, entry.link)

@@ -1,0 +1,229 @@
+"""Folder syncs that are killed at any call, and folders that are swapped for links under them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from domain import errors
+from domain.plans.files import Result
+from domain.plans.patterns import TEMPORARY
+from infra import linux
+from tests.worker.test_files import World, snapshot
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+
+_OS = ("rename", "mkdir", "write", "utime", "unlink", "link", "rmdir", "symlink", "open", "fchmod", "posix_fadvise")
+_LINUX = ("rename", "syncfs")
+
+
+def prepared(path: Path) -> World:
+    """A pair that was in sync, and in which then everything happened that a sync can meet."""
+    world = World(path)
+    for number in range(60):
+        world.write(f"{number % 4}/{number}", f"old {number}")
+    world.write("was-dir/a/b", "b")
+    world.write("was-file", "f")
+    world.write("gone/1", "1")
+    assert world.mirror(job="before").errors == ()
+    for number in range(0, 60, 3):
+        world.write(f"{number % 4}/{number}", f"newer {number}")
+    for number in range(70):
+        world.write(f"new/{number % 3}/{number}", f"new {number}")
+    for name in ("was-dir/a/b", "was-file", "gone/1", "1/1"):
+        (world.source / name).unlink()
+    (world.source / "was-dir/a").rmdir()
+    (world.source / "was-dir").rmdir()
+    (world.source / "gone").rmdir()
+    world.write("was-dir", "now a file")
+    world.write("was-file/in/side", "now a folder")
+    world.write("0/0", "edited in the target", where=world.target)
+    world.write("3/3", "this too", where=world.target)
+    (world.source / "2/2").chmod(0o600)
+    return world
+
+
+def alone(work: Callable[[], Result | None]) -> int:
+    """Runs in a process of its own; its wait status."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        except errors.SyncFailed:
+            os._exit(3)  # the second process was killed, which the first has noticed
+        except BaseException:
+            os._exit(9)
+        os._exit(0)
+    return os.waitpid(child, 0)[1]
+
+
+def deadly(world: World, job: str, at: int, second: bool) -> int:
+    """A run in which one of the two processes is killed before its call number `at`."""
+
+    def run() -> Result:
+        first, calls = os.getpid(), [0]
+
+        def counted(real: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*given: Any, **named: Any) -> Any:
+                if (os.getpid() != first) == second:
+                    calls[0] += 1
+                    if calls[0] == at:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                return real(*given, **named)
+
+            return call
+
+        for module, names in ((os, _OS), (linux, _LINUX)):
+            for name in names:
+                setattr(module, name, counted(getattr(module, name)))
+        return world.mirror(job=job)
+
+    return alone(run)
+
+
+def patiently(run: Callable[[], Result]) -> Result:
+    """The orphan of a killed process may take a moment to end."""
+    for _ in range(200):
+        try:
+            return run()
+        except errors.Conflict:
+            time.sleep(0.02)
+    return run()
+
+
+def assert_old_or_new(world: World, before: dict[bytes, tuple[object, ...]]) -> None:
+    new = {path: what[-1] for path, what in snapshot(world.source).items()}
+    for path, what in snapshot(world.target).items():
+        if not any(part.startswith(TEMPORARY) for part in path.split(b"/")):
+            allowed = {new.get(path), before[path][-1] if path in before else new.get(path)}
+            assert what[-1] in allowed, path
+    for path in new.keys() & before.keys():  # and what is in both is there at every moment
+        assert os.path.lexists(os.path.join(os.fsencode(world.target), path)), path
+
+
+@pytest.mark.parametrize("second", [False, True], ids=["first", "second"])
+def test_a_kill_at_any_call_loses_nothing(tmp_path: Path, second: bool) -> None:
+    whole = prepared(tmp_path / "whole").mirror(job="job", force=True)
+    assert whole.conflicts == 2
+    kills = 0
+    for at in (*range(1, 30, 5), *range(30, 300, 35), *range(300, 1200, 90)):
+        world = prepared(tmp_path / f"at-{at}")
+        before = snapshot(world.target)
+        status = deadly(world, "job", at, second)
+        assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) in (0, 3)
+        kills += status != 0
+        assert_old_or_new(world, before)
+        result = patiently(lambda world=world: world.mirror(job="job"))  # type: ignore[misc]
+        assert result.errors == ()
+        world.assert_same()
+        done = (result.created, result.updated, result.deleted, result.conflicts)
+        assert done == (whole.created, whole.updated, whole.deleted, whole.conflicts), at
+        assert set(world.trashed("job").values()) >= {b"edited in the target", b"this too", b"1", b"b"}
+        assert world.mirror(job="after").changes_applied == 0
+    assert kills > 8
+
+
+def test_a_resumed_job_does_not_compare_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(tmp_path)
+    for number in range(1500):
+        world.write(f"{number:04}", str(number))
+    world.run(job="before")
+    world.write("9999", "new")
+    read: list[str] = []
+    real = os.read
+
+    def killed() -> Result:
+        world.data.joinpath("reads").touch()
+
+        def reading(descriptor: int, count: int) -> bytes:
+            name = os.readlink(f"/proc/self/fd/{descriptor}")
+            if name.startswith(str(world.source)):
+                with world.data.joinpath("reads").open("a") as file:
+                    file.write(f"{name}\n")
+            return real(descriptor, count)
+
+        os.read = reading
+        from services.worker import files_execute
+
+        def die(*_: object) -> NoReturn:
+            os.kill(os.getpid(), signal.SIGKILL)
+            raise AssertionError
+
+        files_execute.Executor.run = die  # type: ignore[method-assign]
+        return world.run(job="job")
+
+    alone(killed)
+    assert len(set(world.data.joinpath("reads").read_text().split())) == 1500
+
+    def reading(descriptor: int, count: int) -> bytes:
+        read.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        return real(descriptor, count)
+
+    monkeypatch.setattr(os, "read", reading)
+    result = patiently(lambda: world.run(job="job"))
+    monkeypatch.undo()
+    assert result.created == 1
+    assert [name for name in read if name.startswith(str(world.root))] == []
+    (world.source / "0001").write_text("!")
+    assert world.run(job="job").updated == 1  # but what has changed since is compared
+
+
+def swapping(folder: Path, outside: Path) -> NoReturn:
+    """Flips a folder and a link to the outside, as fast as it can."""
+    aside, link = folder.with_name(".aside"), folder.with_name(".link")
+    link.symlink_to(outside)
+    os.chdir(folder.parent)
+    parent = os.open(".", os.O_RDONLY)
+    while True:
+        try:
+            linux.rename(os.fsencode(link.name), os.fsencode(folder.name), parent, parent, linux.RENAME_EXCHANGE)
+        except OSError:
+            if not os.path.lexists(aside) and not os.path.lexists(folder):
+                os.mkdir(folder.name)
+            if not os.path.lexists(link):
+                os.symlink(outside, link.name)
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_a_folder_swapped_for_a_link_leads_nowhere(tmp_path: Path, side: str) -> None:
+    world = World(tmp_path)
+    outside = tmp_path / "outside"
+    world.write("secret", "secret", where=outside)
+    world.write("deep/secret", "secret", where=outside)
+    for number in range(40):
+        world.write(f"sub/deep/{number}", "harmless")
+        world.write(f"sub/{number}", "harmless")
+    world.run()
+    before = snapshot(outside)
+    swapper = os.fork()
+    if swapper == 0:
+        try:
+            swapping((world.source if side == "source" else world.target) / "sub", outside)
+        finally:
+            os._exit(1)
+    try:
+        until, runs = time.monotonic() + 2.0, 0
+        while time.monotonic() < until or runs < 3:
+            world.write(f"sub2/{runs}", str(runs))
+            for number in range(0, 40, 7):
+                path = (world.source if side == "target" else world.root / "more") / f"sub/deep/{number}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(f"harmless {runs}")
+            world.mirror(force=True)
+            runs += 1
+    finally:
+        os.kill(swapper, signal.SIGKILL)
+        os.waitpid(swapper, 0)
+    assert snapshot(outside) == before
+    copied = [path for path in world.target.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert not [path for path in copied if path.read_text() == "secret" and not _through_a_link(path, world.target)]
+
+
+def _through_a_link(path: Path, top: Path) -> bool:
+    return any(above.is_symlink() for above in path.parents if above.is_relative_to(top))
