@@ -10,9 +10,10 @@ import msgspec
 from msgspec import Raw
 
 from domain import errors, integrations, jobs, kinds, messages
-from infra.config import IntegrationDeclared
+from infra.config import IntegrationDeclared, InvalidSetting, Settings
 from infra.eventstore.store import Store
 from projections import integrations as integrations_read
+from services import roots
 
 
 def new_id() -> str:
@@ -51,6 +52,22 @@ def queued(
         trigger="request" if due is None else "schedule",
         due=due,
     )
+
+
+def check(settings: Settings) -> None:
+    """Raises InvalidSetting, naming it, for a declared integration that cannot be."""
+    ids: set[str] = set()
+    for one in settings.integrations:
+        try:
+            integrations.check_id(one.id)
+            integrations.check_interval(one.sync_interval)
+            paths = kinds.kind(one.kind).paths(kinds.configuration(one.kind, one.config))
+            roots.check(settings, (), *paths)
+            if one.id in ids:
+                raise errors.AlreadyExists("It is declared twice")
+        except errors.Error as error:
+            raise InvalidSetting(f"[[integrations]] {one.id}: {error.message}") from None
+        ids.add(one.id)
 
 
 async def declare(store: Store, declared: Sequence[IntegrationDeclared]) -> int:

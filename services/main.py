@@ -29,7 +29,7 @@ from infra.eventstore.store import Store
 from infra.eventstore.writer import Writer
 from infra.leases import Leases
 from infra.tail import Tail
-from services import supervised
+from services import integrations, supervised
 
 log = structlog.get_logger("process")
 
@@ -158,6 +158,7 @@ def main(name: str, roles: Callable[[argparse.Namespace], Mapping[str, Role]], *
         settings = config.load(arguments.config)
         if not settings.database.url:
             raise config.InvalidSetting("database.url (UNDRIFT_DATABASE_URL) is needed; `undrift up` brings its own")
+        integrations.check(settings)
         logging.setup(settings.log)
         uvloop.run(serve(name, roles(arguments), settings, **options))
     except (config.InvalidSetting, NotDurable, Drift) as error:

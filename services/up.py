@@ -20,6 +20,7 @@ import msgspec
 
 from infra import config, embedded, log, processes, secrets, servers
 from infra.eventstore import migrate
+from services import integrations
 from services.supervisor import CannotRun, Program, Stopped, Supervisor
 
 _LOOPBACK = ("", "localhost", "127.0.0.1", "::1")
@@ -98,6 +99,7 @@ class _Installation:
     def run(self, make_programs: Callable[[Path], Sequence[Program]]) -> int:
         self.ready_file.unlink(missing_ok=True)
         self._complete_roots()
+        integrations.check(self.settings)
         self.settings.gateway.port = _usable_port(self.settings.gateway.host, self.settings.gateway.port)
         self.token = secrets.admin_token(self.directory, secrets.load_master(self.directory))
         owned = [server for server in (self.postgres, self.nats) if server is not None]
