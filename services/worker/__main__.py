@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from domain import jobs
 from services import main
 from services.main import Process, Role
-from services.worker import asks
+from services.worker import asks, sweep
 from services.worker.children import Children
 from services.worker.role import Worker
 
@@ -28,7 +28,7 @@ def roles(arguments: argparse.Namespace) -> Mapping[str, Role]:
         finally:
             await children.close()
 
-    return {"worker": work}
+    return {"worker": work, "sweep": sweep.run} if "later" in lanes else {"worker": work}
 
 
 if __name__ == "__main__":
