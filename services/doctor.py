@@ -120,6 +120,8 @@ class Doctor:
     async def _fold(self, projection: Projection) -> Finding:
         """Folds the log afresh beside the read model and compares them at one position."""
         name = f"read model {projection.NAME}"
+        if (await projector.positions(self._database, [projection]))[projection.NAME] < 0:
+            return Finding(name, False, "was never made", "start the core process")
         async with shadow(self._database, projection) as (connection, beside):
             position = await _position(connection, projection)
             await fold(self._store, connection, projection, beside, position)

@@ -62,9 +62,10 @@ async def create(connection: Connection, projection: Projection, name: str) -> N
 
 
 async def positions(connection: Connection | Database, live: Sequence[Projection]) -> dict[str, int]:
+    """How far each read model has come; -1 for one that was never made."""
     rows = await connection.fetch("select projection, generation, pos from undrift.tracking")
     found = {(row["projection"], row["generation"]): row["pos"] for row in rows}
-    return {one.NAME: found[one.NAME, one.GENERATION] for one in live}
+    return {one.NAME: found.get((one.NAME, one.GENERATION), -1) for one in live}
 
 
 async def fold_page(
