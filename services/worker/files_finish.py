@@ -141,7 +141,14 @@ class Finisher:
 
     def _settle(self, path: bytes, action: Action) -> None:
         try:
-            settle(self._trail.enter(path), action)
+            try:
+                settle(self._trail.enter(path), action)
+            except PermissionError:  # a folder of ours that we may not open
+                above, _, name = path.rpartition(b"/")
+                folder = self._trail.enter(above)
+                paths.chmod(folder, name, action.mode)
+                times = (action.mtime_ns, action.mtime_ns)
+                os.utime(name, ns=times, dir_fd=folder, follow_symlinks=False)
         except FileNotFoundError:
             pass  # it could not be made, which was told
         except OSError as error:
