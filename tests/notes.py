@@ -123,7 +123,7 @@ async def open_log(url: str, settings: config.EventStore | None = None) -> Async
     writer = Writer(database, settings or config.EventStore())
     keyring = Keyring(database, MASTER)
     registry = {messages.topic(kind): kind for kind in (Written, Confided)}
-    store = Store(database, Mapper(registry, keyring=keyring), writer)
+    store = Store(database, Mapper(registry, keyring=keyring, max_bytes=1 << 24), writer)
     writing = asyncio.create_task(writer.run())
     try:
         yield Notes(store, database, await epochs.open_epoch(database))

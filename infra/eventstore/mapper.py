@@ -91,12 +91,13 @@ class Mapper(LibraryMapper[str]):
         registry: Mapping[str, type[messages.Event]],
         upcasters: Mapping[tuple[str, int], Upcaster] | None = None,
         keyring: Keyring | None = None,
+        max_bytes: int = MAX_BYTES,
     ) -> None:
         super().__init__(JSONTranscoder())
         self._registry = registry
         self._decoders = {topic: msgspec.json.Decoder(kind) for topic, kind in registry.items()}
         self._upcasters = upcasters or {}
-        self.keyring = keyring
+        self.keyring, self._max_bytes = keyring, max_bytes
 
     def to_stored_event(self, domain_event: Any) -> LogEvent:
         """Stores a Draft. A personal field is sealed under the key of `metadata.subject`, which must be loaded.
@@ -109,8 +110,8 @@ class Mapper(LibraryMapper[str]):
             raise LookupError(f"{topic} is not in the registry of events")
         state = self._seal(draft) if event.PERSONAL else _encoder.encode(event)
         metadata = _encoder.encode(draft.metadata).decode()
-        if len(state) + len(metadata) > MAX_BYTES:
-            raise errors.TooLarge(f"An event of {len(state)} bytes; the log takes {MAX_BYTES}, more belongs in a blob")
+        if len(state) + len(metadata) > self._max_bytes:
+            raise errors.TooLarge(f"{topic} with {len(state)} bytes: what is larger than {self._max_bytes} is a blob")
         header = (draft.tenant, draft.stream, draft.version, topic, event.SCHEMA, draft.event_id, metadata)
         return LogEvent(
             originator_id=draft.stream,
