@@ -177,8 +177,11 @@ async def list_(database: Database, tenant: str) -> list[Row]:
 
 
 async def due(database: Database, now: datetime, limit: int = 100) -> list[Row]:
-    """Whose schedule has come, of all tenants, the longest overdue first."""
+    """Whose schedule has come and whose last scheduled job has ended, of all tenants, the longest overdue first."""
     rows = await database.fetch(
-        f"select * from {SCHEMA}.integrations where active and next_due <= $1 order by next_due limit $2", now, limit
+        f"select * from {SCHEMA}.integrations where active and next_due <= $1 and scheduled_open is null"
+        " order by next_due limit $2",
+        now,
+        limit,
     )
     return [TABLE.parse(row) for row in rows]

@@ -70,8 +70,6 @@ class Scheduler:
     async def _fire(self, row: integrations_read.Row, now: datetime) -> bool:
         assert row.next_due is not None
         due = row.next_due
-        if row.scheduled_open is not None:
-            return False
         queued = integrations.queued(row, "incremental_sync", kinds.Options(), 0.0, now, due)
         name = f"{row.id}/{due.isoformat()}"
         key = Key(f"schedule:{row.id}", name, hashlib.sha256(name.encode()).digest())
