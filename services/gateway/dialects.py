@@ -17,6 +17,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType, field
 from domain import errors
 from infra import db
 from services.gateway import bodies
+from services.gateway import headers as headers_
 
 log = structlog.get_logger("gateway")
 
@@ -26,7 +27,7 @@ Timestamp = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 JSON = b"application/json"
 _LONGEST = 1000
 _DEEPEST = 20
-_PRIVATE = frozenset({"kind", "retry_after"})
+_PRIVATE = frozenset({"kind", "retry_after", "at", "position"})
 _encode = msgspec.json.Encoder().encode
 
 # error -> status, code in family 2, code in family 3
@@ -72,7 +73,8 @@ CONDITIONS: Mapping[int, tuple[str, str, str]] = {
 
 
 class Failure(Struct, frozen=True):
-    """An error on its way out, in no family's shape yet. `code` is family 2's, `sync_code` family 3's."""
+    """An error on its way out, in no family's shape yet. `code` is family 2's, `sync_code` family 3's; `at` is when
+    it happened, where that is not now."""
 
     status: int
     code: str
@@ -83,6 +85,7 @@ class Failure(Struct, frozen=True):
     headers: list[Pair] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
     request_id: str | None = None
+    at: datetime | None = None
 
 
 class NetworkFault(Struct, omit_defaults=True):
@@ -181,11 +184,14 @@ class Dialect(Struct, frozen=True):
             headers.append((b"www-authenticate", b"Bearer"))
         elif status in (429, 503):
             headers.append((b"retry-after", b"%d" % max(1, round(error.details.get("retry_after", 1)))))
+        if "position" in error.details:
+            headers.append(headers_.position(error.details["position"]))
         details = {name: value for name, value in error.details.items() if name not in _PRIVATE}
         title = (type(error).__doc__ or "").partition("\n")[0].rstrip(".")
         request_id = str(uuid.uuid4()) if self.family == 5 else None
+        at = error.details.get("at")
         return self.reply(
-            Failure(status, code, sync_code, title, clean(error.message), path, headers, details, request_id)
+            Failure(status, code, sync_code, title, clean(error.message), path, headers, details, request_id, at)
         )
 
     def condition(self, status: int, path: str, message: str = "", headers: Iterable[Pair] = ()) -> Reply:
@@ -317,8 +323,8 @@ def _jobs(failure: Failure) -> Struct:
 def _sync(failure: Failure) -> Struct:
     said = [] if failure.message == failure.title else [failure.message]
     said += [clean(f"{k}: {v}") for k, v in failure.details.items() if not isinstance(v, dict | list)]
-    now = timestamp_s(datetime.now(UTC))
-    return SyncFault(failure.sync_code, failure.title, "; ".join(said) or None, now, failure.details or UNSET)
+    at = timestamp_s(failure.at or datetime.now(UTC))
+    return SyncFault(failure.sync_code, failure.title, "; ".join(said) or None, at, failure.details or UNSET)
 
 
 def _library(failure: Failure) -> Struct:

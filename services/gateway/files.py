@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from domain import errors, jobs, kinds
+from domain import errors, jobs, kinds, messages
 from domain.plans import files
 from infra.eventstore.store import Done, Wish
 from services import roots
@@ -159,9 +159,9 @@ async def _result(call: Call, done: Done) -> Reply:
             result = msgspec.json.decode(event.result, type=files.Result)
             return call.reply(response(result, event, ended.recorded_at), ended.position)
         case jobs.Failed() as event:
-            raise failure(event)
+            raise failure(event, ended)
         case _:
-            raise errors.SyncFailed("The job was stopped")
+            raise errors.SyncFailed("The job was stopped", at=ended.recorded_at, position=ended.position)
 
 
 def response(result: files.Result, event: jobs.Completed, at: datetime) -> SyncResponse:
@@ -178,9 +178,10 @@ def response(result: files.Result, event: jobs.Completed, at: datetime) -> SyncR
 _ERRORS = errors.catalogue()
 
 
-def failure(event: jobs.Failed) -> errors.Error:
-    """The error that a job ended with, as it was raised where the work was done."""
-    return _ERRORS.get(event.code, errors.SyncFailed)(event.message, **event.details)
+def failure(event: jobs.Failed, ended: messages.Recorded) -> errors.Error:
+    """The error that a job ended with, as it was raised where the work was done, and then."""
+    details = {**event.details, "at": ended.recorded_at, "position": ended.position}
+    return _ERRORS.get(event.code, errors.SyncFailed)(event.message, **details)
 
 
 ROUTES: Sequence[Route] = (
