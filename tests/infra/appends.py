@@ -76,6 +76,31 @@ async def whole(database: Database, page: int = 1000) -> list[LogNotification]:
     return found
 
 
+class Held:
+    """Holds the log's lock, so that what is appended meanwhile waits, and shares a group."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def __aenter__(self) -> None:
+        self._connection = await self._database.connect()
+        await self._connection.execute("begin")
+        await self._connection.execute("select pg_advisory_xact_lock(7305011221)")
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._connection.close()
+
+
+async def blocked(database: Database, at_least: int = 1) -> set[int]:
+    """The sessions that wait for the log's lock, once there are so many."""
+    async with asyncio.timeout(10):
+        while True:
+            rows = await database.fetch("select pid from pg_locks where locktype = 'advisory' and not granted")
+            if len(rows) >= at_least:
+                return {row["pid"] for row in rows}
+            await asyncio.sleep(0.002)
+
+
 class Line:
     """Passes bytes between clients and a server; `cut` ends the clients' side and leaves the server's as it is, like
     a network that has parted."""

@@ -32,7 +32,7 @@ from infra.eventstore.recorder import (
 )
 from infra.eventstore.writer import Writer
 from infra.leases import Leases
-from tests.infra.appends import Line, append, open_writers, whole, write
+from tests.infra.appends import Held, Line, append, blocked, open_writers, whole, write
 
 NUL = "notes/main/\0"
 
@@ -118,33 +118,18 @@ async def test_one_command_writes_once_to_a_stream(writer: Writer) -> None:
 )
 async def test_poison_fails_alone(writer: Writer, db: Database, poison: Any) -> None:
     async with Held(db):
-        first = asyncio.create_task(writer.append(append()))  # keeps the writer busy until the others wait
-        await asyncio.sleep(0.02)
+        first = asyncio.create_task(writer.append(append()))
+        await blocked(db)
         commands = [append(key=str(n)) for n in range(20)]
         commands.insert(11, poison())
         rest = asyncio.create_task(outcomes(writer, commands))
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0)
     assert (await first).first == 1
     answers = await rest
     bad = answers.pop(11)
     assert isinstance(bad, asyncpg.PostgresError | asyncpg.InterfaceError | ValueError | OverflowError)
     assert sorted(answer.first for answer in answers if isinstance(answer, Appended)) == list(range(2, 22))
     assert len(await whole(db)) == 21
-
-
-class Held:
-    """Holds the log's lock, so that what is appended meanwhile waits and shares a group."""
-
-    def __init__(self, db: Database) -> None:
-        self._db = db
-
-    async def __aenter__(self) -> None:
-        self._connection = await self._db.connect()
-        await self._connection.execute("begin")
-        await self._connection.execute("select pg_advisory_xact_lock(7305011221)")
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._connection.close()
 
 
 async def test_a_server_that_refuses_everything_answers_everybody(writer: Writer, database: str, db: Database) -> None:
@@ -290,7 +275,7 @@ async def test_a_full_queue_refuses_at_once(db: Database) -> None:
 async def test_cancelled_callers_hold_up_nobody(writer: Writer, db: Database) -> None:
     async with Held(db):
         tasks = [asyncio.create_task(writer.append(append())) for _ in range(3000)]
-        await asyncio.sleep(0.05)
+        await blocked(db)
         for task in tasks:
             task.cancel()
         last = asyncio.create_task(writer.append(append("notes/main/last")))
@@ -304,7 +289,7 @@ async def test_cancelled_callers_hold_up_nobody(writer: Writer, db: Database) ->
 async def test_a_writer_that_stops_leaves_nobody_waiting(database: str, db: Database) -> None:
     async with Held(db), open_writers(database) as [writer]:
         under_way = asyncio.create_task(writer.append(append()))
-        await asyncio.sleep(0.05)
+        await blocked(db)
         queued = asyncio.create_task(writer.append(append()))
         await asyncio.sleep(0)
     for task in (under_way, queued):
@@ -369,22 +354,15 @@ async def test_killed_sessions_lose_and_double_nothing(database: str, db: Databa
     load.check(await whole(db))
 
 
-async def blocked(db: Database) -> set[int]:
-    """The sessions that wait for the log's lock."""
-    rows = await db.fetch("select pid from pg_locks where locktype = 'advisory' and not granted")
-    return {row["pid"] for row in rows}
-
-
 async def test_a_session_that_was_cut_off_cannot_commit_later(database: str, db: Database) -> None:
     line = Line(database)
     async with open_writers(await line.open()) as [writer]:
         async with Held(db):
             waiting = asyncio.create_task(outcomes(writer, [append(f"notes/main/{n}", key=str(n)) for n in range(8)]))
-            while not (lost := await blocked(db)):
-                await asyncio.sleep(0.005)
+            lost = await blocked(db)
             line.cut()  # the server does not notice: the session still waits, and would commit later
             async with asyncio.timeout(10):
-                while not await blocked(db) or await blocked(db) & lost:
+                while await blocked(db) & lost:
                     await asyncio.sleep(0.005)
         answers = await asyncio.wait_for(waiting, 20)
     await line.close()
