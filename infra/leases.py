@@ -10,6 +10,9 @@ from msgspec import Struct
 from infra.db import Database
 from infra.eventstore.recorder import Guard
 
+#: How many leases of others a process watches at once.
+_WATCHED = 10_000
+
 
 class Lease(Struct, frozen=True):
     """Held by `owner` under `fence`; each new owner has a higher one."""
@@ -43,17 +46,23 @@ class Leases:
         now = self._clock()
         known = self._seen.get(name)
         if known is None or known[:2] != (fence, beat):
+            if known is None and len(self._seen) >= _WATCHED:
+                del self._seen[next(iter(self._seen))]  # looked at again, it is watched again
             self._seen[name] = (fence, beat, now)
             return True
         return now - known[2] < self._ttl
 
     async def take(self, name: str) -> Lease | None:
-        """The lease with the next fence, or None while somebody else's lives."""
+        """The lease with the next fence, or None while somebody else's lives.
+
+        Under the log's lock, so that nothing which the older fence guards is committed once this has answered.
+        """
         row = await self._database.fetchrow("select owner, fence, beat from undrift.leases where name = $1", name)
         if row is not None and self.living(name, row["owner"], row["fence"], row["beat"]):
             return None
         fence = await self._database.fetchval(
-            "insert into undrift.leases as l (name, owner, fence) values ($1, $2, 1) on conflict (name)"
+            "insert into undrift.leases as l (name, owner, fence)"
+            " select $1, $2, 1 from (select pg_advisory_xact_lock(7305011221)) locked on conflict (name)"
             " do update set owner = $2, fence = l.fence + 1, beat = 0 where l.fence = $3 returning fence",
             name,
             self.owner,
