@@ -11,6 +11,7 @@ from pathlib import Path
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from infra import processes
 from infra.db import Database
 
 
@@ -41,6 +42,8 @@ def load_or_make(path: Path, fresh: str) -> str:
             pass
         finally:
             draft.unlink()
+        processes.sync_directory(path.parent)
+        processes.sync_directory(path.parent.parent)
     return path.read_text("ascii").strip()
 
 
