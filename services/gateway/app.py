@@ -7,7 +7,6 @@ from typing import Any
 
 from litestar import Litestar
 from litestar._asgi.routing_trie.types import RouteTrieNode
-from litestar.types import Method
 
 from domain import keys
 from projections import keys as keys_read
@@ -20,8 +19,6 @@ from services.gateway.edge import Edge
 from services.gateway.routes import Api, Call, Route, endpoints
 from services.gateway.waits import Waits
 from services.main import Process
-
-METHODS: tuple[Method, ...] = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
 def routes(metrics: health.Metrics) -> Sequence[Route]:
@@ -97,9 +94,15 @@ class Gateway:
             subscription.close()
 
 
+class _EveryMethod(dict[Any, Any]):
+    def __missing__(self, method: str) -> Any:
+        return self["asgi"]
+
+
 def _file_parameters(node: RouteTrieNode) -> None:
-    """Litestar 2.25 files the path parameters of an ASGI route under `asgi` and looks for them under the method."""
+    """Litestar 2.25 files the path parameters of an ASGI route under `asgi` and looks for them under the method,
+    whatever a client calls it."""
     if node.is_asgi:
-        node.path_parameters.update(dict.fromkeys(METHODS, node.path_parameters["asgi"]))
+        node.path_parameters = _EveryMethod(node.path_parameters)
     for below in node.children.values():
         _file_parameters(below)
