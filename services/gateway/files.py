@@ -19,14 +19,14 @@ from services.gateway import headers
 from services.gateway.dialects import EONACAT, Reply, Timestamp, timestamp_s
 from services.gateway.routes import Call, Route
 
-Text = Annotated[str, Meta(min_length=1, max_length=4096)]
+Folder = Annotated[str, Meta(min_length=1, max_length=4096, extra_json_schema={"pattern": "^/"})]
 
 
 class Request(Struct, rename="camel"):
     """`force` (ours) carries out what a deletion guard would hold."""
 
-    source_directory: Text
-    target_directory: Text
+    source_directory: Folder
+    target_directory: Folder
     delete_missing_in_target: bool = False
     verify_integrity: bool = True
     exclude_patterns: list[str] = []

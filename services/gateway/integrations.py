@@ -22,6 +22,8 @@ from services.gateway.routes import Call, Route
 log = structlog.get_logger("gateway")
 
 Name = Annotated[str, Meta(min_length=1, max_length=255)]
+Kind = Annotated[str, Meta(min_length=1, max_length=255, extra_json_schema={"enum": sorted(kinds.KINDS)})]
+Id = Annotated[str, Meta(extra_json_schema={"pattern": "^[a-z0-9][a-z0-9-]{0,63}$"})]
 Seconds = Annotated[int, Meta(ge=1, le=integrations.INTERVAL_MAX)]
 
 
@@ -73,9 +75,9 @@ class Statuses(Struct):
 
 class Create(Struct, rename="camel"):
     name: Name
-    kind: Name
+    kind: Kind
     config: dict[str, Any]
-    id: str | None = None
+    id: Id | None = None
     sync_interval: Seconds | None = None
 
 
@@ -88,7 +90,7 @@ class Change(Struct, rename="camel"):
 
 
 class Start(Struct, rename="camel"):
-    sync_type: str = "incremental"
+    sync_type: job_routes.TypeName = "incremental"
     schedule_immediate: bool = True
 
 

@@ -83,9 +83,12 @@ class Listing(Struct):
     total: int
 
 
+TypeName = Annotated[str, Meta(extra_json_schema={"enum": list(_TYPES)})]
+
+
 class Create(Struct, rename="camel"):
     integration_id: Annotated[str, Meta(min_length=1, max_length=255)]
-    type: str
+    type: TypeName
     options: kinds.Options = kinds.Options()
 
 
@@ -345,6 +348,7 @@ async def delete(call: Call) -> Any:
 
 
 _STATUS = Parameter("status", {"type": "string", "enum": [*jobs.STATUSES, "pending"]}, "`pending` means `queued`")
+_INTEGRATION = Parameter("integrationId", {"type": "string", "pattern": r"^[^\u0000-\u001f\u007f]*$"})
 _LIMIT = Parameter("limit", {"type": "integer", "default": LIMIT}, f"clamped to 1..{LIMIT_MAX}")
 _WRITE = (400, 401, 403, 404, 409, 413, 415, 422, 503)
 
@@ -355,7 +359,7 @@ ROUTES: Sequence[Route] = (
         list_,
         JOBS,
         "List jobs, the newest first",
-        query=(_STATUS, Parameter("integrationId", {"type": "string"}), _LIMIT),
+        query=(_STATUS, _INTEGRATION, _LIMIT),
         answers={200: Listing},
         errors=(400, 401, 503),
     ),

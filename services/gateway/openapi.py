@@ -18,6 +18,7 @@ from services.gateway.headers import Pair
 ASSETS = Path(__file__).parent / "assets"
 
 _PARAMETER = re.compile(r"\{([A-Za-z_]+)(?::([a-z]+))?\}")
+_NAME = {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,254}$"}
 _PARAMETER_SCHEMAS = {"int": {"type": "integer"}, "uuid": {"type": "string", "format": "uuid"}}
 _REFERENCE = "#/components/schemas/"
 _IDEMPOTENCY_KEY = {
@@ -202,7 +203,7 @@ def _in_path(path: str) -> Iterable[dict[str, Any]]:
             "name": name,
             "in": "path",
             "required": True,
-            "schema": _PARAMETER_SCHEMAS.get(kind, {"type": "string", "minLength": 1}),
+            "schema": _PARAMETER_SCHEMAS.get(kind, _NAME),
         }
 
 
