@@ -6,7 +6,8 @@ from infra.db import Database
 
 _IDENTITY = (
     "select (select system_identifier::text from pg_control_system()) as system_identifier,"
-    " (select timeline_id from pg_control_checkpoint()) as timeline,"
+    # Of the log that is being written: after a promotion the control file may name the old one for minutes.
+    " ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int as timeline,"
     " (select oid from pg_database where datname = current_database()) as database"
 )
 
