@@ -273,6 +273,15 @@ def test_stop_all_is_no_job(system: System) -> None:
     assert answer.headers["allow"] == "GET, HEAD, POST"
 
 
+@pytest.mark.parametrize("method", ["TRACE", "QUERY", "PROPFIND", "get", "X"])
+def test_a_method_that_nobody_knows_is_not_allowed(system: System, plain: str, method: str) -> None:
+    for path in ("/api/sync/jobs", "/api/sync/jobs/x", f"/api/sync/integrations/{plain}/start", "/api/sync/initialize"):
+        answer = system.call(method, path)
+        assert answer.status in (400, 405), answer
+        if answer.status == 405:
+            refused(answer, 405, "METHOD_NOT_ALLOWED")
+
+
 # States.
 
 

@@ -1,0 +1,81 @@
+"""What Schemathesis is told beyond the document: folders that are there, and which 5xx the contract gives."""
+
+from __future__ import annotations
+
+import os
+import re
+import zlib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import schemathesis
+from schemathesis.checks import CheckContext
+from schemathesis.core.transport import Response
+from schemathesis.generation.case import Case
+from schemathesis.hooks import HookContext
+
+ROOT = Path(os.environ["FUZZED_ROOT"])
+FAILED = os.environ["FUZZED_JOBS"].split(",")
+ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
+CAUSES = {500: {"SYNC_FAILED"}, 503: {"UNAVAILABLE", "TIMED_OUT"}, 507: {"INSUFFICIENT_STORAGE"}}
+
+
+def _folders(number: int) -> dict[str, str]:
+    return {
+        "sourceDirectory": str(ROOT / f"fuzzed-source-{number % 3}"),  # the third is not there
+        "targetDirectory": str(ROOT / f"fuzzed-target-{number % 5}"),
+    }
+
+
+@schemathesis.hook
+def map_path_parameters(context: HookContext, path_parameters: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Every other id of a job is that of one that failed, so that it may be resumed; what is no id stays."""
+    id = path_parameters.get("job_id") if path_parameters else None
+    if isinstance(id, str) and ID.fullmatch(id) and zlib.crc32(id.encode()) % 2:
+        return {**(path_parameters or {}), "job_id": FAILED[len(id) % len(FAILED)]}
+    return path_parameters
+
+
+@schemathesis.hook
+def map_body(context: HookContext, body: Any) -> Any:
+    """Every other body that names folders names some below the root; what makes it invalid otherwise stays."""
+    if not isinstance(body, dict) or context.operation is None:
+        return body
+    number = zlib.crc32(msgspec.json.encode(body, enc_hook=str))
+    if number % 2:
+        return body
+    if context.operation.path == "/api/v1/sync/files":
+        named = [body.get("sourceDirectory"), body.get("targetDirectory")]
+        if all(isinstance(name, str) and name.startswith("/") for name in named):
+            return {**body, **_folders(number // 2)}
+    elif isinstance(body.get("config"), dict):
+        return {**body, "config": _folders(number // 2)}
+    return body
+
+
+@schemathesis.check
+def server_errors_have_their_cause(context: CheckContext, response: Response, case: Case) -> None:
+    """A 5xx is one that the contract gives for a cause, with its code."""
+    if response.status_code >= 500:
+        found = response.json()
+        code = found.get("errorCode") or found.get("code")
+        assert code in CAUSES.get(response.status_code, ()), f"{response.status_code} {code}"
+
+
+@schemathesis.check
+class EveryOperationSucceedsOnce:
+    """A run that never gets past the validation of an operation says little about it."""
+
+    def __init__(self) -> None:
+        self.asked: set[str] = set()
+        self.answered: set[str] = set()
+
+    def after_response(self, context: CheckContext, response: Response, case: Case) -> None:
+        self.asked.add(case.operation.label)
+        if response.status_code < 300:
+            self.answered.add(case.operation.label)
+
+    def after_run(self, context: CheckContext) -> None:
+        never = sorted(self.asked - self.answered)
+        assert not never, f"never succeeded: {', '.join(never)}"
