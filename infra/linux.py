@@ -26,7 +26,7 @@ _SYNCFS_COVERS = {0xEF53, 0x58465342, 0x9123683E, 0x01021994, 0xF2F52010, 0x794C
 
 _libc = ctypes.CDLL(None, use_errno=True)
 # Without releasing the GIL: a scan is alone in its process, and a call of a microsecond costs less so.
-_quick = ctypes.PyDLL(None, use_errno=True)
+_quick = ctypes.PyDLL(None)
 
 
 def _failed(what: str | bytes | None = None) -> OSError:
@@ -102,8 +102,8 @@ def die_with_parent(parent: int) -> None:
 class Stats:
     """What statx says of many names at once, column by column.
 
-    A Python object per field of each file would cost three times the system call; the kernel writes into one buffer
-    instead, and a strided view of it is a column.
+    A Python object per field of each file would cost as much as the system call; the kernel writes into one buffer
+    instead, and a strided view of it is a column. `modes`, `sizes` and the others are these views, to be changed, too.
     """
 
     ROWS: Final = 1024
@@ -112,53 +112,34 @@ class Stats:
     def __init__(self) -> None:
         self._buffer = ctypes.create_string_buffer(self._WIDTH * self.ROWS)
         view = memoryview(self._buffer).cast("B")
-        self._bytes = view
-        self._words, self._ints, self._shorts = view.cast("Q"), view.cast("I"), view.cast("H")
+        words, ints, shorts = view.cast("Q"), view.cast("I"), view.cast("H")
         self._slots = [ctypes.byref(self._buffer, self._WIDTH * row) for row in range(self.ROWS)]
         self._statx = getattr(_quick, "statx", None)
+        self.modes, self.sizes, self.inodes = shorts[14::128], words[5::32], words[4::32]
+        self.mtimes = words[14::32], ints[30::64]
+        self.ctimes = words[12::32], ints[26::64]
+        self.users, self.groups = ints[5::64], ints[6::64]
+        self._majors, self._minors = ints[34::64], ints[35::64]
+        self._columns = (self.modes, self.sizes, *self.mtimes, *self.ctimes, self.inodes)
 
-    def read(self, folder: int, names: list[bytes]) -> list[tuple[int, int]]:
-        """Fills a row for each of at most ROWS names, never following a link; returns (row, errno) of those it could
-        not, whose rows are then zero."""
-        failures = []
-        statx = self._statx or self._by_stat
-        for row, (name, slot) in enumerate(zip(names, self._slots, strict=False)):
-            if statx(folder, name, _AT_SYMLINK_NOFOLLOW, _STATX_BASIC, slot):
-                failures.append((row, ctypes.get_errno()))
-                self.clear(row)
-        return failures
+    def read(self, folder: int, names: list[bytes]) -> list[bytes]:
+        """Fills a row for each of at most ROWS names, never following a link; returns those that it could not."""
+        statx, flags, mask = self._statx or self._by_stat, _AT_SYMLINK_NOFOLLOW, _STATX_BASIC
+        rows = zip(names, self._slots, strict=False)
+        return [name for name, slot in rows if statx(folder, name, flags, mask, slot)]
 
-    def clear(self, row: int) -> None:
-        self._bytes[row * self._WIDTH : (row + 1) * self._WIDTH] = bytes(self._WIDTH)
-
-    def modes(self, rows: int) -> memoryview:
-        return self._shorts[14 : rows * 128 : 128]
-
-    def sizes(self, rows: int) -> memoryview:
-        return self._words[5 : rows * 32 : 32]
-
-    def inodes(self, rows: int) -> memoryview:
-        return self._words[4 : rows * 32 : 32]
-
-    def mtimes(self, rows: int) -> tuple[memoryview, memoryview]:
-        """Seconds (two's complement) and nanoseconds."""
-        return self._words[14 : rows * 32 : 32], self._ints[30 : rows * 64 : 64]
-
-    def ctimes(self, rows: int) -> tuple[memoryview, memoryview]:
-        return self._words[12 : rows * 32 : 32], self._ints[26 : rows * 64 : 64]
-
-    def owner(self, row: int) -> tuple[int, int]:
-        return self._ints[row * 64 + 5], self._ints[row * 64 + 6]
+    def columns(self, rows: int) -> list[bytes]:
+        """Modes, sizes, mtimes and ctimes (each as seconds in two's complement and nanoseconds), inodes."""
+        return [column[:rows].tobytes() for column in self._columns]
 
     def device(self, row: int) -> int:
-        return os.makedev(self._ints[row * 64 + 34], self._ints[row * 64 + 35])
+        return os.makedev(self._majors[row], self._minors[row])
 
     def _by_stat(self, folder: int, name: bytes, flags: int, mask: int, slot: Any) -> int:
         """The same from stat(), where the C library has no statx."""
         try:
             st = os.stat(name, dir_fd=folder, follow_symlinks=False)
-        except OSError as error:
-            ctypes.set_errno(error.errno or errno.EIO)
+        except OSError:
             return -1
         row = bytearray(self._WIDTH)
         struct.pack_into("=IIHxxQQ", row, 20, st.st_uid, st.st_gid, st.st_mode, st.st_ino, st.st_size)

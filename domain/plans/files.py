@@ -241,20 +241,23 @@ class Step(Struct, frozen=True):
 
 def steps(source: Iterable[Folder], target: Iterable[Folder], record: Iterable[Folder] = ()) -> Iterator[Step]:
     """The three streams side by side, each in the order of `key`."""
-    streams = [iter(source), iter(target), iter(record)]
-    heads = [next(stream, None) for stream in streams]
-    while True:
-        keys = [key(head.path) for head in heads if head is not None]
-        if not keys:
-            return
-        first = min(keys)
-        found = [head if head is not None and key(head.path) == first else None for head in heads]
-        path = next(head.path for head in found if head is not None)
-        yield Step(path, *found)
-        heads = [
-            next(stream, None) if taken is not None else head
-            for stream, taken, head in zip(streams, found, heads, strict=True)
-        ]
+    streams = (iter(source), iter(target), iter(record))
+    ours, theirs, then = (next(stream, None) for stream in streams)
+    while ours is not None or theirs is not None or then is not None:
+        path = min((head.path for head in (ours, theirs, then) if head is not None), key=key)
+        step = Step(
+            path,
+            ours if ours is not None and ours.path == path else None,
+            theirs if theirs is not None and theirs.path == path else None,
+            then if then is not None and then.path == path else None,
+        )
+        yield step
+        if step.source is not None:
+            ours = next(streams[0], None)
+        if step.target is not None:
+            theirs = next(streams[1], None)
+        if step.record is not None:
+            then = next(streams[2], None)
 
 
 def changed_since(now: Entry, then: Entry, moved: bool = False) -> bool:

@@ -120,7 +120,10 @@ class Planner:
         if (source is not None and source.unreadable) or (target is not None and target.unreadable):
             level.kept = True
             return split(step.path, [level.make] if level.make else [])
-        actions = [action for action in self._rows(level, different) if action is not None]
+        if target is None and source is not None:
+            actions = self._all_new(level, source.entries())
+        else:
+            actions = [action for action in self._rows(level, different) if action is not None]
         if level.make is not None:
             actions.insert(0, level.make)
         return split(step.path, actions)
@@ -169,6 +172,19 @@ class Planner:
                 yield self._missing(level, wanted)
         for entry in found[at:]:
             yield self._extra(level, entry, theirs.get(entry.name))
+
+    def _all_new(self, level: _Level, entries: Sequence[Entry]) -> list[Action]:
+        actions = [
+            Action("create", new.name, "missing in target", new.kind, new.size, new.mtime_ns, new.mode, new.link)
+            for new in entries
+            if new.kind in ("file", "link")
+        ]
+        counts = self.counts
+        counts.created += len(actions)
+        counts.bytes += sum(action.size for action in actions)
+        counts.skipped += sum(entry.kind == "other" for entry in entries)
+        level.touched = level.touched or bool(actions)
+        return actions
 
     def _missing(self, level: _Level, wanted: Entry) -> Action | None:
         if wanted.kind == "dir":

@@ -149,6 +149,8 @@ class _Job:
             self._write_record(made)
         if fatal:
             raise errors.StorageFull() if fatal in _FULL else errors.SyncFailed(os.strerror(fatal))
+        if not self._stopped():
+            self._observer.forget()
         return self._result(made.hash)
 
     def _stopped(self) -> bool:

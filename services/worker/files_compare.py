@@ -11,11 +11,12 @@ import heapq
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 from msgspec import Struct
 
-from domain.plans.files import Entry, Verdict, key
+from domain.plans.files import Verdict, key
 from infra import paths
 from services.worker.files_context import Board
 from services.worker.files_listing import Folder, Listing
@@ -26,8 +27,8 @@ _CHUNK_FILES = 256
 _CHUNK_BYTES = 32 << 20
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
-Known = tuple[bytes, int, int, int, int]
-"""A pair found equal: its name, and inode and change time on both sides."""
+Known = tuple[bytes, int, int, int, int, int, int]
+"""A pair found equal: its name, and on both sides the inode, and seconds and nanoseconds of its change time."""
 
 
 class Found(Struct, array_like=True):
@@ -40,10 +41,6 @@ class Found(Struct, array_like=True):
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Found).decode
-
-
-def known(source: Entry, target: Entry) -> Known:
-    return (source.name, source.inode, source.changed_ns, target.inode, target.changed_ns)
 
 
 def write(file: int, found: Iterable[Found]) -> None:
@@ -91,11 +88,11 @@ class Earlier:
         return {pair[0]: pair for one in self.folder(path) for pair in one.equal}
 
 
-class Task(Struct):
-    """Pairs of one size in a folder."""
+class Task(NamedTuple):
+    """Pairs of one size in a folder: sizes, and what identifies them."""
 
     path: bytes
-    pairs: list[tuple[Entry, Entry]]
+    pairs: list[tuple[int, Known]]
 
 
 class Queue:
@@ -121,7 +118,7 @@ class Queue:
                 pairs = _pairs(source, target)
                 until = row
                 while until < len(pairs) and (until == row or size < _CHUNK_BYTES):
-                    size += pairs[until][0].size
+                    size += pairs[until][0]
                     until += 1
                 if until > row:
                     tasks.append(Task(source.path, pairs[row:until]))
@@ -133,14 +130,18 @@ class Queue:
         return tasks
 
 
-def _pairs(source: Folder, target: Folder) -> list[tuple[Entry, Entry]]:
+def _pairs(source: Folder, target: Folder) -> list[tuple[int, Known]]:
     if not source.files or not target.files:
         return []
-    there = {entry.name: entry for entry in target.entries() if entry.kind == "file"}
+    ours, theirs = source.inodes(), target.inodes()
+    if source.body != target.body:
+        there = {row[0]: row for row in theirs}
+        ours = [row for row in ours if row[0] in there]
+        theirs = [there[row[0]] for row in ours]
     return [
-        (entry, other)
-        for entry in source.entries()
-        if entry.kind == "file" and (other := there.get(entry.name)) is not None and other.size == entry.size
+        (one[2], (one[0], *one[3:], *other[3:]))
+        for one, other in zip(ours, theirs, strict=True)
+        if one[2] == other[2] and one[1] == other[1] == "file"
     ]
 
 
@@ -175,15 +176,15 @@ class Comparer:
         found = Found(task.path, {}, [])
         ours = self._enter(self._ours, task.path)
         theirs = self._enter(self._theirs, task.path)
-        for source, target in task.pairs:
+        for size, pair in task.pairs:
+            name = pair[0]
+            verdict = None if before and before.get(name) == pair else self._compare(ours, theirs, name, size)
             if self._beat():
                 return None
-            pair = known(source, target)
-            verdict = None if before.get(source.name) == pair else self._compare(ours, theirs, source)
             if verdict is None:
                 found.equal.append(pair)
             else:
-                found.verdicts[source.name] = verdict
+                found.verdicts[name] = verdict
         self._board.add("compared", len(task.pairs))
         return found
 
@@ -193,22 +194,22 @@ class Comparer:
         except OSError:
             return None
 
-    def _compare(self, ours: int | None, theirs: int | None, entry: Entry) -> Verdict | None:
+    def _compare(self, ours: int | None, theirs: int | None, name: bytes, size: int) -> Verdict | None:
         if ours is None:
             return "source"
         if theirs is None:
             return "target"
         try:
-            one = os.open(entry.name, _READ, dir_fd=ours)
+            one = os.open(name, _READ, dir_fd=ours)
         except OSError:
             return "source"
         try:
             try:
-                other = os.open(entry.name, _READ, dir_fd=theirs)
+                other = os.open(name, _READ, dir_fd=theirs)
             except OSError:
                 return "target"
             try:
-                return self._descriptors(one, other, entry.size)
+                return self._descriptors(one, other, size)
             finally:
                 os.close(other)
         finally:

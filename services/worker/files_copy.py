@@ -52,7 +52,7 @@ def contents(source: int, target: int, moved: Callable[[int], bool]) -> tuple[os
         data = None
         if before.st_size < SMALL:
             data = os.pread(source, before.st_size + 1, 0)
-            _write(target, data)
+            write(target, data)
             copied = len(data)
             moved(copied)
         else:
@@ -66,11 +66,24 @@ def contents(source: int, target: int, moved: Callable[[int], bool]) -> tuple[os
     raise Changing
 
 
+def small(folder: int, name: bytes, size: int, mtime_ns: int) -> tuple[os.stat_result, bytes] | None:
+    """A small file that is as it was when it was listed, by one read; None when it is not. Raises OSError."""
+    descriptor = os.open(name, _READ, dir_fd=folder)
+    try:
+        data = os.pread(descriptor, size + 1, 0)
+        st = os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+    if len(data) == size == st.st_size and st.st_mtime_ns == mtime_ns and stat.S_ISREG(st.st_mode):
+        return st, data
+    return None
+
+
 def _version(st: os.stat_result) -> tuple[int, int, int]:
     return st.st_size, st.st_mtime_ns, st.st_ctime_ns
 
 
-def _write(target: int, data: bytes) -> None:
+def write(target: int, data: bytes) -> None:
     written = os.write(target, data) if data else 0
     while written < len(data):
         written += os.write(target, data[written:])

@@ -249,22 +249,29 @@ class Executor:
             os.utime(item.name, ns=(action.mtime_ns, action.mtime_ns), dir_fd=folder, follow_symlinks=False)
             self._add(item, _put(action, 0o777))
             return
-        source = copying.open_source(self._ours.enter(path), action.name)
         try:
-            item.fd = copying.open_new(folder, item.name, action.mode)
-            put = self._fill(item, source)
+            self._add(item, self._file(item, folder, self._ours.enter(path)))
         except BaseException:
-            os.close(source)
-            self._undo(item, folder)
+            if item.put is None:  # it is not in the batch
+                self._undo(item, folder)
             raise
-        if item.data is None and self._site.verify and put.size:
-            item.source = source
-        else:
-            os.close(source)
-        self._add(item, put)
 
-    def _fill(self, item: Item, source: int) -> Put:
-        st, data = copying.contents(source, item.fd, self._moved)
+    def _file(self, item: Item, folder: int, ours: int) -> Put:
+        """Copies; what was listed as small and has not changed since by one read, everything else with care."""
+        action = item.action
+        if action.size < copying.SMALL:
+            read = copying.small(ours, action.name, action.size, action.mtime_ns)
+            if read is not None:
+                item.fd = copying.open_new(folder, item.name, action.mode)
+                copying.write(item.fd, read[1])
+                self._site.board.add("bytes", action.size)
+                return self._describe(item, *read)
+        item.source = copying.open_source(ours, action.name)
+        item.fd = copying.open_new(folder, item.name, action.mode)
+        return self._describe(item, *copying.contents(item.source, item.fd, self._moved))
+
+    def _describe(self, item: Item, st: os.stat_result, data: bytes | None) -> Put:
+        """Gives a file that was written its mode and time."""
         action = item.action
         if self._site.verify:
             item.data = data
@@ -283,6 +290,8 @@ class Executor:
         return self._beat()
 
     def _undo(self, item: Item, folder: int) -> None:
+        if item.source >= 0:
+            os.close(item.source)
         if item.fd >= 0:
             os.close(item.fd)
             os.unlink(item.name, dir_fd=folder)

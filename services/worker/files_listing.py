@@ -12,6 +12,8 @@ import os
 import stat
 import struct
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import chain
 from typing import BinaryIO
 
 from domain.plans.files import Entry, Kind
@@ -27,8 +29,10 @@ _FLAGS = 4
 _KINDS: dict[int, Kind] = {stat.S_IFREG: "file", stat.S_IFDIR: "dir", stat.S_IFLNK: "link"}
 _FORMATS: dict[Kind, int] = {"file": stat.S_IFREG, "dir": stat.S_IFDIR, "link": stat.S_IFLNK, "other": stat.S_IFIFO}
 _NS = 1_000_000_000
+_FORMAT, _MODE = 0o170000, 0o7777
 
 
+@lru_cache(1024)
 def columns(count: int) -> str:
     """The struct format of the columns: mode, size, mtime, change time (seconds and nanoseconds each), inode."""
     return "=" + "".join(f"{count}{code}" for code in _COLUMNS)
@@ -78,25 +82,37 @@ class Folder:
             self._entries = list(self._decode())
         return self._entries
 
-    def _decode(self) -> Iterator[Entry]:
+    def _columns(self) -> tuple[list[bytes], list[tuple[int, ...]]]:
+        """Names, and the columns in their order."""
         count = self.count
-        if not count:
-            return
-        _, _, length, links, _, _ = HEADER.unpack_from(self._data, self._at)
+        length = HEADER.unpack_from(self._data, self._at)[2]
         names = self._data[self._names : self._names + length].split(b"/")
-        targets = iter(self._data[self._rest - links : self._rest].split(b"\0"))
         values = struct.unpack_from(columns(count), self._data, self._rest)
-        modes, sizes, seconds, nanos, changed, changed_nanos, inodes = (
-            values[index * count : (index + 1) * count] for index in range(len(_COLUMNS))
-        )
+        return names, [values[start : start + count] for start in range(0, len(_COLUMNS) * count, count)]
+
+    def inodes(self) -> list[tuple[bytes, Kind, int, int, int, int]]:
+        """Of each entry: name, kind, size, inode, and seconds and nanoseconds of its change time."""
+        if not self.count:
+            return []
+        names, (modes, sizes, _, _, changed, changed_nanos, inodes) = self._columns()
+        kinds = [_KINDS.get(mode & _FORMAT, "other") for mode in modes]
+        return list(zip(names, kinds, sizes, inodes, changed, changed_nanos, strict=True))
+
+    def _decode(self) -> Iterator[Entry]:
+        if not self.count:
+            return
+        names, (modes, sizes, seconds, nanos, changed, changed_nanos, inodes) = self._columns()
+        links = HEADER.unpack_from(self._data, self._at)[3]
+        targets = iter(self._data[self._rest - links : self._rest].split(b"\0"))
         for row, name in enumerate(names):
-            kind = _KINDS.get(stat.S_IFMT(modes[row]), "other")
+            mode = modes[row]
+            kind = _KINDS.get(mode & _FORMAT, "other")
             yield Entry(
                 name,
                 kind,
                 sizes[row],
                 seconds[row] * _NS + nanos[row],
-                stat.S_IMODE(modes[row]),
+                mode & _MODE,
                 next(targets) if kind == "link" else b"",
                 changed[row] * _NS + changed_nanos[row],
                 inodes[row],
@@ -109,16 +125,13 @@ def frame(path: bytes, entries: Sequence[Entry], flags: int = 0) -> bytes:
     names = b"/".join(entry.name for entry in entries)
     links = b"\0".join(entry.link for entry in entries if entry.kind == "link")
     files = sum(entry.kind != "dir" for entry in entries)
-    values = struct.pack(
-        columns(count),
-        *(_FORMATS[entry.kind] | entry.mode for entry in entries),
-        *(entry.size for entry in entries),
-        *(entry.mtime_ns // _NS for entry in entries),
-        *(entry.mtime_ns % _NS for entry in entries),
-        *(entry.changed_ns // _NS for entry in entries),
-        *(entry.changed_ns % _NS for entry in entries),
-        *(entry.inode for entry in entries),
-    )
+    modes = [_FORMATS[entry.kind] | entry.mode for entry in entries]
+    sizes = [entry.size for entry in entries]
+    modified = [divmod(entry.mtime_ns, _NS) for entry in entries]
+    changed = [divmod(entry.changed_ns, _NS) for entry in entries]
+    inodes = [entry.inode for entry in entries]
+    times = [*zip(*modified, strict=True), *zip(*changed, strict=True)]
+    values = struct.pack(columns(count), *chain(modes, sizes, *times, inodes))
     head = HEADER.pack(flags, len(path), len(names), len(links), count, files)
     return b"".join((head, path, names, links, values))
 

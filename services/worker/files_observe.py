@@ -155,6 +155,11 @@ class Observer:
             work_off(0, self._pulse.beat)
             helper.answer(self._pulse.beat)
 
+    def forget(self) -> None:
+        """At the end of a job: another one compares for itself."""
+        for path in self._context.work.glob("compared-*"):
+            path.unlink()
+
     def steps(self) -> Iterator[Step]:
         return steps(self.source_listing, self.target_listing, self.record.folders)
 

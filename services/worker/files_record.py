@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from operator import attrgetter
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,6 +23,7 @@ from services.worker.files_journal import Journals, Put
 
 _MAGIC = b"undrift1"
 _HASH = 32
+_NS = 1_000_000_000
 
 
 class Carried(Struct):
@@ -175,7 +177,8 @@ def _fold_folder(
         elif put.op != "delete" and put.is_at(there):
             entries[name] = there
             carried.count(put)
-            copied.equal.append((name, put.source_inode, put.source_changed_ns, there.inode, there.changed_ns))
+            ours, theirs = divmod(put.source_changed_ns, _NS), divmod(there.changed_ns, _NS)
+            copied.equal.append((name, put.source_inode, *ours, there.inode, *theirs))
     write(listing.frame(step.path, [entries[name] for name in sorted(entries)]))
     equal(copied)
 
@@ -230,6 +233,10 @@ def _merged(
     step: Step, rows: dict[bytes, tuple[Put, bool]], different: Iterable[bytes], scope: Scope, sure: bool
 ) -> list[Entry]:
     wanted, found, then = _named(step.source), _named(step.target), _named(step.record)
+    if not found and not then:
+        new = [entry for entry in wanted.values() if entry.kind == "dir"]
+        new += [put.entry() for put, done in rows.values() if done and put.op != "delete"]
+        return sorted(new, key=_name)
     unequal = set(different)
     entries = []
     for name in sorted(found.keys() | then.keys() | wanted.keys() | rows.keys()):
@@ -259,6 +266,9 @@ def _untouched(
     if unequal or _said(wanted) != _said(found):
         return then
     return found if sure or then is None or _said(then) != _said(found) else then
+
+
+_name = attrgetter("name")
 
 
 def _said(entry: Entry) -> tuple[object, ...]:

@@ -24,13 +24,13 @@ MAX_PATH = 65_536
 _ENCODING = sys.getfilesystemencoding()
 _PLAIN = 0xFC00  # the type, set-user-id and set-group-id
 _FOLDERS_PER_BEAT = 64
+_TRIES = 10
 
 
 class Scanned(Struct):
     """What a scan saw. `leftovers` are temporary files and folders of an earlier run that was killed."""
 
     files: int = 0
-    size: int = 0
     error_count: int = 0
     errors: list[str] = []
     notes: list[str] = []
@@ -100,11 +100,11 @@ class Scan:
         inner: list[bytes] = []
         links: list[bytes] = []
         kept: list[bytes] = []
-        columns: list[tuple[bytes, ...]] = []
+        columns: list[list[bytes]] = []
         for start in range(0, len(names), Stats.ROWS):
             part = self._read(path, folder, names[start : start + Stats.ROWS])
             self._special(path, folder, part, inner, links)
-            columns.append(self._columns(len(part)))
+            columns.append(self._stats.columns(len(part)))
             kept += part
         files = len(kept) - len(inner) - (not path)
         self.seen.files += files
@@ -122,20 +122,26 @@ class Scan:
 
     def _read(self, path: bytes, folder: int, names: list[bytes]) -> list[bytes]:
         """Fills the buffer; returns the names that are still there and could be read."""
-        while failed := self._stats.read(folder, names):
-            gone = set()
-            for row, number in failed:
-                gone.add(names[row])
-                if number != 2:  # ENOENT: deleted since the folder was listed
-                    self._troubles.add(join(path, names[row]), os.strerror(number))
-            names = [name for name in names if name not in gone]
+        tries = 0
+        while failed := set(self._stats.read(folder, names)):
+            tries += 1
+            for name in tuple(failed):
+                try:
+                    os.stat(name, dir_fd=folder, follow_symlinks=False)
+                except FileNotFoundError:
+                    pass  # deleted since the folder was listed
+                except OSError as error:
+                    self._troubles.add(join(path, name), error)
+                else:  # it is there again
+                    if tries < _TRIES:
+                        failed.discard(name)
+            names = [name for name in names if name not in failed]
         return names
 
     def _special(self, path: bytes, folder: int, names: list[bytes], inner: list[bytes], links: list[bytes]) -> None:
         """What is no plain file: folders are remembered, links read, the rest told once."""
-        stats, count = self._stats, len(names)
-        modes, sizes = stats.modes(count), stats.sizes(count)
-        for row, mode in enumerate(modes.tolist()):
+        modes = self._stats.modes
+        for row, mode in enumerate(modes[: len(names)].tolist()):
             if mode & _PLAIN == stat.S_IFREG:
                 continue
             if stat.S_ISDIR(mode):
@@ -150,15 +156,14 @@ class Scan:
             elif stat.S_ISREG(mode):
                 modes[row] = self._own(row, mode)
             else:
-                sizes[row] = 0
+                self._stats.sizes[row] = 0
                 if self._source:
                     self._note(join(path, names[row]), mode)
 
     def _inner(self, path: bytes, name: bytes, row: int, inner: list[bytes]) -> None:
         stats = self._stats
-        inodes = stats.inodes(row + 1)
         if name != SELF:
-            if self._avoid is not None and (stats.device(row), inodes[row]) == self._avoid:
+            if self._avoid is not None and (stats.device(row), stats.inodes[row]) == self._avoid:
                 raise errors.Invalid("The source and the target lie in each other")
             whole = join(path, name)
             if len(whole) > MAX_PATH:
@@ -166,14 +171,12 @@ class Scan:
             else:
                 inner.append(whole)
         # What a filesystem says of a folder's size, inode and change time is nothing to compare.
-        stats.sizes(row + 1)[row] = 0
-        inodes[row] = 0
-        for column in stats.ctimes(row + 1):
+        for column in (stats.sizes, stats.inodes, *stats.ctimes):
             column[row] = 0
 
     def _own(self, row: int, mode: int) -> int:
         if self._source:
-            user, group = self._stats.owner(row)
+            user, group = self._stats.users[row], self._stats.groups[row]
             if user != self._owner[0]:
                 mode &= ~stat.S_ISUID
             if group != self._owner[1]:
@@ -184,19 +187,3 @@ class Scan:
         what = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}.get(stat.S_IFMT(mode), "a device")
         if len(self.seen.notes) < 100:
             self.seen.notes.append(f"skipped {what}: {show(path)}")
-
-    def _columns(self, count: int) -> tuple[bytes, ...]:
-        stats = self._stats
-        sizes = stats.sizes(count)
-        self.seen.size += sum(sizes)
-        seconds, nanos = stats.mtimes(count)
-        changed, changed_nanos = stats.ctimes(count)
-        return (
-            stats.modes(count).tobytes(),
-            sizes.tobytes(),
-            seconds.tobytes(),
-            nanos.tobytes(),
-            changed.tobytes(),
-            changed_nanos.tobytes(),
-            stats.inodes(count).tobytes(),
-        )
