@@ -372,6 +372,9 @@ def _stop(command: Stop, state: Job, ticket: Ticket) -> Sequence[Event]:
 def _work(command: Progress | Hold | Pause | Complete | Fail | EndStop, state: Job, ticket: Ticket) -> Sequence[Event]:
     if state.status not in ("running", "stopping"):
         raise errors.InvalidState(f"The job is {state.status}")
+    if isinstance(command, Hold | Pause) and state.status == "stopping":
+        # Whoever asked for the stop is not told instead to come back later.
+        return [Stopped(ticket=ticket, reason="requested", counters=state.counters)]
     match command:
         case Progress():
             progress = max(state.progress, min(command.progress, 100))
@@ -412,6 +415,8 @@ def _work(command: Progress | Hold | Pause | Complete | Fail | EndStop, state: J
             )
             return [failed]
         case EndStop():
+            if state.status != "stopping":
+                raise errors.InvalidState("Nobody has asked the job to stop")
             return [Stopped(ticket=ticket, reason="requested", counters=command.counters)]
         case _:
             assert_never(command)
