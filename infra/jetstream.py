@@ -51,9 +51,9 @@ class Stored(Struct, frozen=True):
 class Stream:
     """One stream. Every call raises errors.Unavailable without NATS, errors.TimedOut, and Refused."""
 
-    def __init__(self, bus: Bus, name: str, timeout: float = 5.0) -> None:
+    def __init__(self, bus: Bus, name: str, timeout: float = 5.0, replicas: int = 1) -> None:
         self.name = name
-        self._bus, self._timeout = bus, timeout
+        self._bus, self._timeout, self._replicas = bus, timeout, replicas
 
     async def state(self) -> State | None:
         """None where there is no such stream."""
@@ -95,40 +95,22 @@ class Stream:
         await self._call(f"CONSUMER.DELETE.{self.name}.{name}", {})
 
     async def publish(self, batch: Sequence[Sealed], expected_last: int) -> int:
-        """Stores the messages behind `expected_last`, in order; the last sequence.
+        """Stores the messages behind `expected_last`, in order and with nobody's between them; the last sequence.
 
-        Each names the sequence and the message that must stand before it, so of a batch nothing is stored behind a
-        message that was refused or is not ours, and the answer to the last one speaks for all. (The server's atomic
-        batches cost it 1.6 ms each, ten times this for the sizes that occur; nobody needs to see a batch whole.)
-
-        Refused with WRONG_LAST_SEQUENCE when somebody else was there. After that, TimedOut or Unavailable a beginning
+        Refused with a code of SOMEBODY_ELSE when another was there. After that, TimedOut or Unavailable a beginning
         of the batch may be stored: look.
         """
-        mark, before, commands = secrets.token_hex(6), "", []
-        for sequence, message in enumerate(batch, start=expected_last):
-            extra = f"Nats-Msg-Id: {mark}-{sequence}\r\nNats-Expected-Last-Sequence: {sequence}\r\n{before}"
-            before = f"Nats-Expected-Last-Msg-Id: {mark}-{sequence}\r\n"
-            commands.append(_command(message, extra))
-        return await self._send(commands[-1], [command.complete() for command in commands[:-1]])
-
-    async def _send(self, last: _Command, before: Sequence[bytes] = ()) -> int:
-        reply = await self._receipt(last, before)
-        answer = msgspec.json.decode(reply.data)
-        if "error" in answer:
-            raise _refusal(answer)
-        return int(answer["seq"])
-
-    async def _receipt(self, last: _Command, before: Sequence[bytes] = ()) -> Reply:
-        with self._bus.expect() as (inbox, future):
-            await self._bus.send(b"".join([*before, last.complete(inbox)]))
+        commands = (_atomic if self._replicas > 1 else _chain)(batch, expected_last)
+        with self._bus.expect() as (inbox, begun), self._bus.expect() as (other, done):
+            wire = [command.complete("" if n else inbox) for n, command in enumerate(commands[:-1])]
+            await self._bus.send(b"".join([*wire, commands[-1].complete(other)]))
             try:
                 async with asyncio.timeout(self._timeout):
-                    reply = await future
+                    # what is wrong with the first says more than what follows from it
+                    replies = [await future for future in ((begun, done) if wire else (done,))]
             except TimeoutError:
                 raise errors.TimedOut("JetStream did not acknowledge in time") from None
-        if reply.headers.get("Status") == "503":
-            raise Refused(_NOT_FOUND[1], "there is no stream")
-        return reply
+        return [_sequence(reply) for reply in replies][-1]
 
     async def _stored(self, which: Mapping[str, Any]) -> Stored | None:
         answer = await self._call(f"STREAM.MSG.GET.{self.name}", which)
@@ -165,6 +147,37 @@ class _Command(Struct, frozen=True):
 def _command(message: Sealed, extra: str) -> _Command:
     headers = b"".join((b"NATS/1.0\r\n", message.headers, extra.encode(), b"\r\n"))
     return _Command(message.subject, headers, message.data)
+
+
+def _chain(batch: Sequence[Sealed], expected_last: int) -> list[_Command]:
+    """Each names the sequence and the message that must stand before it, so nothing is stored behind a message that was
+    refused or is not ours. On a single server an atomic batch costs ten times this (3 to 12 ms for 8 messages)."""
+    mark, before, commands = secrets.token_hex(6), "", []
+    for sequence, message in enumerate(batch, start=expected_last):
+        extra = f"Nats-Msg-Id: {mark}-{sequence}\r\nNats-Expected-Last-Sequence: {sequence}\r\n{before}"
+        before = f"Nats-Expected-Last-Msg-Id: {mark}-{sequence}\r\n"
+        commands.append(_command(message, extra))
+    return commands
+
+
+def _atomic(batch: Sequence[Sealed], expected_last: int) -> list[_Command]:
+    """As one batch of the server's. In a cluster it costs no more than the messages alone, and a chain that breaks
+    there can leave the stream without a leader that answers (nats-server 2.15.1)."""
+    mark = f"Nats-Batch-Id: {secrets.token_hex(12)}\r\nNats-Batch-Sequence: "
+    extras = [f"{mark}{number}\r\n" for number in range(1, len(batch) + 1)]
+    extras[0] += f"Nats-Expected-Last-Sequence: {expected_last}\r\n"
+    extras[-1] += "Nats-Batch-Commit: 1\r\n"
+    return [_command(message, extra) for message, extra in zip(batch, extras, strict=True)]
+
+
+def _sequence(reply: Reply) -> int:
+    """Of an acknowledgement; the first message of an atomic batch gets an empty one."""
+    if reply.headers.get("Status") == "503":
+        raise Refused(_NOT_FOUND[1], "there is no stream")
+    answer = msgspec.json.decode(reply.data) if reply.data else {"seq": 0}
+    if "error" in answer:
+        raise _refusal(answer)
+    return int(answer["seq"])
 
 
 def _refusal(answer: Mapping[str, Any]) -> Refused:

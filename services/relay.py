@@ -76,7 +76,7 @@ class Relay:
         self.renewals = 0
         self._store, self._bus, self._settings, self._nats = store, bus, settings, nats
         self._envelope = Envelope(mac_key, epoch)
-        self._stream = jetstream.Stream(bus, STREAM, settings.publish_timeout_s)
+        self._stream = jetstream.Stream(bus, STREAM, settings.publish_timeout_s, nats.replicas)
         self._hints = hints
         self._work = asyncio.Event()
         self._head = 0
@@ -301,6 +301,7 @@ class Relay:
             "max_msgs_per_subject": -1,
             "duplicate_window": _NO_WINDOW_NS,
             "allow_direct": True,
+            "allow_atomic": True,
             "deny_delete": False,
             "deny_purge": False,
             "sealed": False,
