@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from litestar.handlers import ASGIRouteHandler
@@ -138,7 +138,7 @@ class Route:
     body: Any = None
     body_required: bool = True
     query: Sequence[Parameter] = ()
-    answers: Mapping[int, Any] = None  # type: ignore[assignment]
+    answers: Mapping[int, Any] = field(default_factory=dict)
     errors: Sequence[int] = ()
     media: str = "application/json"
 

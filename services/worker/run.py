@@ -90,7 +90,8 @@ class Run:
     # What it does.
 
     async def serve(self) -> None:
-        self._task = asyncio.current_task()
+        self._task = current = asyncio.current_task()
+        assert current is not None
         started = time.monotonic()
         try:
             command = await self._outcome(started)
@@ -98,7 +99,7 @@ class Run:
             if not self._stopping or self._gone:
                 await self._release()
                 raise
-            asyncio.current_task().uncancel()  # type: ignore[union-attr]
+            current.uncancel()
             command = jobs.EndStop(counters=self._now.counters)
         except (errors.LeaseLost, errors.InvalidState) as error:
             log.warning("a run ends: the job is no longer its own", job=self._job, reason=error.message)
