@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-import asyncpg
 import structlog
 
-from infra.db import CONNECTION_LOST, Database
+from infra.db import CONNECTION_LOST, Database, naming_loss
 
 log = structlog.get_logger()
 
@@ -49,17 +48,16 @@ class Hints:
         connection = await self._database.connect()
         ended = asyncio.Event()
         try:
-            connection.add_termination_listener(lambda _: ended.set())
-            await connection.add_listener(self._channel, self._notified)
-            self._tell(None)  # what was said in between was missed
-            while not ended.is_set():
-                try:
-                    async with asyncio.timeout(self._look_s):
-                        await ended.wait()
-                except TimeoutError:
-                    await connection.execute("select", timeout=self._look_s)
-        except asyncpg.InterfaceError as error:
-            raise ConnectionResetError("the connection to Postgres is closed") from error
+            with naming_loss(connection):
+                connection.add_termination_listener(lambda _: ended.set())
+                await connection.add_listener(self._channel, self._notified)
+                self._tell(None)  # what was said in between was missed
+                while not ended.is_set():
+                    try:
+                        async with asyncio.timeout(self._look_s):
+                            await ended.wait()
+                    except TimeoutError:
+                        await connection.execute("select", timeout=self._look_s)
         finally:
             connection.terminate()
 

@@ -52,6 +52,7 @@ class Process:
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     announced: dict[str, object] = field(default_factory=dict)
+    writing: asyncio.Task[None] | None = None
 
 
 Role = Callable[[Process], Awaitable[None]]
@@ -92,7 +93,7 @@ async def process(
         blobs=Blobs(settings.directory / "blobs"),
         epoch=epoch,
     )
-    writing = asyncio.create_task(writer.run())
+    writing = built.writing = asyncio.create_task(writer.run())
     try:
         await bus.connect()
         await tail.start()
@@ -131,6 +132,7 @@ async def serve(name: str, roles: Mapping[str, Role], settings: config.Settings,
     async with process(name, settings, **options) as built, asyncio.TaskGroup() as group:
         running = [group.create_task(_named(role, built), name=key) for key, role in roles.items()]
         running.append(group.create_task(supervised.announce(built.announced, built.ready)))
+        running.append(group.create_task(_named(_writes, built), name="writer"))
         if not options.get("clients"):
             built.ready.set()  # who has clients says so itself, once it serves them
         log.info("started", process=name, roles=list(roles), epoch=built.epoch)
@@ -145,6 +147,13 @@ async def _named(role: Role, built: Process) -> None:
     await role(built)
     if not built.stopping.is_set():
         raise RuntimeError("a role ended by itself")
+
+
+async def _writes(built: Process) -> None:
+    """Ends with the writer: a process that cannot write must not stay."""
+    assert built.writing is not None
+    await asyncio.wait([built.writing])
+    built.writing.result()
 
 
 def main(name: str, roles: Callable[[argparse.Namespace], Mapping[str, Role]], **options: bool) -> int:

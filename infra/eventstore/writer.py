@@ -216,7 +216,12 @@ class Writer:
         if self._connection is None or self._connection.is_closed():
             connection = await self._database.connect()
             name = f"undrift writer {uuid4().hex}"
-            await connection.execute("select set_config('application_name', $1, false)", name)
+            try:
+                with naming_loss(connection):
+                    await connection.execute("select set_config('application_name', $1, false)", name)
+            except BaseException:
+                connection.terminate()
+                raise
             self._connection, self._session = connection, (connection.get_server_pid(), name)
         return self._connection
 
@@ -241,12 +246,13 @@ class Writer:
             return
         connection = await self._database.connect()
         try:
-            await connection.execute("set role none")  # only the login that began a session may end it
-            while await connection.fetchval(
-                "select pg_terminate_backend(pid) from pg_stat_activity where pid = $1 and application_name = $2",
-                *self._session,
-            ):
-                await asyncio.sleep(0.01)
+            with naming_loss(connection):
+                await connection.execute("set role none")  # only the login that began a session may end it
+                while await connection.fetchval(
+                    "select pg_terminate_backend(pid) from pg_stat_activity where pid = $1 and application_name = $2",
+                    *self._session,
+                ):
+                    await asyncio.sleep(0.01)
         finally:
             connection.terminate()
         self._session = None

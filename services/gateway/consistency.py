@@ -12,7 +12,7 @@ import structlog
 import projections
 from domain import errors
 from infra.config import Gateway
-from infra.db import CONNECTION_LOST, Database
+from infra.db import CONNECTION_LOST, Database, naming_loss
 
 log = structlog.get_logger("gateway")
 
@@ -81,17 +81,21 @@ class Reads:
     async def _follow(self) -> None:
         connection = await self._database.connect()
         try:
-            await connection.add_listener("undrift_applied", self._hear)
-            while not connection.is_closed():
-                await self._poll(connection)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._poll_s):
-                        await self._changed.wait()
-                        while self._changed.is_set():  # while notices come, there is nothing to ask for
-                            self._changed.clear()
-                            await asyncio.sleep(self._poll_s / 4)
+            with naming_loss(connection):
+                await connection.add_listener("undrift_applied", self._hear)
+                while not connection.is_closed():
+                    await self._poll(connection)
+                    await self._notices()
         finally:
             connection.terminate()
+
+    async def _notices(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._poll_s):
+                await self._changed.wait()
+                while self._changed.is_set():  # while notices come, there is nothing to ask for
+                    self._changed.clear()
+                    await asyncio.sleep(self._poll_s / 4)
 
     async def _poll(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
         names = [one.NAME for one in projections.ALL]
