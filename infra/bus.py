@@ -9,7 +9,6 @@ import secrets
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
-import msgspec
 import structlog
 from msgspec import Struct
 from nats.aio.client import Client
@@ -18,22 +17,11 @@ from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 
 from domain import errors
-from infra import config, subjects
+from infra import asks, config, subjects
 
 log = structlog.get_logger()
 
 Callback = Callable[[Msg], Awaitable[None]]
-#: Answers an ask: the payload and the seconds that are left, to the answer's bytes.
-Handler = Callable[[bytes, float], Awaitable[bytes]]
-
-#: What is larger is a blob, named by its hash.
-MAX_ASK = 256 * 1024
-
-_WORKERS = "workers"
-_TIMEOUT = "Undrift-Timeout-Ms"
-_ERROR = "Undrift-Error"
-_PATIENCE_S = 30.0
-
 #: Why a request over the bus fails that says nothing about the request itself.
 LOST = (OSError, NatsError, TimeoutError)
 
@@ -56,64 +44,6 @@ class Listener:
             with contextlib.suppress(*LOST):
                 await self._current.unsubscribe()
         self._current = None
-
-
-class Desk:
-    """Where asks of one kind are answered. `close` ends it: who still waits is told to try again."""
-
-    def __init__(self, bus: Bus, kind: str, handler: Handler, slots: asyncio.Semaphore, limit: int) -> None:
-        self.listener: Listener | None = None
-        self._bus, self._kind, self._handler, self._slots, self._limit = bus, kind, handler, slots, limit
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    async def receive(self, message: Msg) -> None:
-        if len(self._tasks) >= self._limit:
-            await self._reply(message, errors.Unavailable("The workers are busy; try again", retry_after=1))
-            return
-        task = asyncio.create_task(self._serve(message), name=f"ask {self._kind}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _serve(self, message: Msg) -> None:
-        seconds = _seconds((message.headers or {}).get(_TIMEOUT, ""))
-        deadline = asyncio.get_running_loop().time() + seconds
-        outcome: bytes | errors.Error
-        try:
-            async with asyncio.timeout_at(deadline):
-                outcome = await self._run(message.data, deadline)
-        except errors.Error as error:
-            outcome = error
-        except TimeoutError:
-            outcome = errors.TimedOut()
-        except asyncio.CancelledError:
-            await self._reply(message, errors.Unavailable("The worker is stopping; try again", retry_after=1))
-            raise
-        except Exception:
-            log.exception("an ask failed", kind=self._kind)
-            outcome = errors.Error()
-        await self._reply(message, outcome)
-
-    async def _run(self, payload: bytes, deadline: float) -> bytes:
-        async with self._slots:
-            answer = await self._handler(payload, deadline - asyncio.get_running_loop().time())
-        if len(answer) > MAX_ASK:
-            raise errors.TooLarge("The answer is too large")
-        return answer
-
-    async def _reply(self, message: Msg, outcome: bytes | errors.Error) -> None:
-        data, headers = (outcome, None) if isinstance(outcome, bytes) else _failure(outcome)
-        if message.reply:
-            with contextlib.suppress(errors.Unavailable):
-                await self._bus.publish(message.reply, data, headers)
-
-    async def close(self) -> None:
-        if self.listener is not None:
-            await self.listener.close()
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
 
 
 class Reply(Struct, frozen=True):
@@ -228,21 +158,25 @@ class Bus:
         Raises errors.Unavailable when there is no NATS or no worker, errors.TimedOut after `timeout` seconds,
         errors.TooLarge above 256 KiB, and whatever error of the catalogue the worker answered with.
         """
-        if len(payload) > MAX_ASK:
+        if len(payload) > asks.MAX_BYTES:
             raise errors.TooLarge()
-        reply = await self.request(subjects.ask(kind), payload, timeout, {_TIMEOUT: str(round(timeout * 1000))})
-        if (code := reply.headers.get(_ERROR)) is not None:
-            raise _error(code, reply.data)
+        headers = {asks.TIMEOUT: str(round(timeout * 1000))}
+        reply = await self.request(subjects.ask(kind), payload, timeout, headers)
+        if (code := reply.headers.get(asks.ERROR)) is not None:
+            raise asks.error(code, reply.data)
         return reply.data
 
-    async def answer(self, kind: str, handler: Handler, slots: asyncio.Semaphore | int = 4, limit: int = 64) -> Desk:
+    async def answer(
+        self, kind: str, handler: asks.Handler, slots: asyncio.Semaphore | int = 4, limit: int = 64
+    ) -> asks.Desk:
         """Answers asks of a kind, sharing them with the other workers that do.
 
         `handler(payload, seconds)` has that many seconds left. At most `slots` run at once (kinds may share a
         semaphore), and at most `limit` run or wait; what comes on top is refused at once, for another try elsewhere.
         """
-        desk = Desk(self, kind, handler, asyncio.Semaphore(slots) if isinstance(slots, int) else slots, limit)
-        desk.listener = await self.subscribe(subjects.ask(kind), desk.receive, queue=_WORKERS)
+        shared = asyncio.Semaphore(slots) if isinstance(slots, int) else slots
+        desk = asks.Desk(self.publish, kind, handler, shared, limit)
+        desk.listener = await self.subscribe(subjects.ask(kind), desk.receive, queue=asks.WORKERS)
         return desk
 
     @contextlib.contextmanager
@@ -349,37 +283,6 @@ class Bus:
     def _tell(self, connected: bool) -> None:
         for callback in list(self._watchers):
             callback(connected)
-
-
-class _Said(Struct):
-    """An error on its way back."""
-
-    message: str
-    details: dict[str, Any]
-
-
-def _failure(error: errors.Error) -> tuple[bytes, dict[str, str]]:
-    return msgspec.json.encode(_Said(error.message, error.details), enc_hook=str), {_ERROR: error.code}
-
-
-def _error(code: str, data: bytes) -> errors.Error:
-    """The catalogue's error of that code, as the worker raised it."""
-    try:
-        said = msgspec.json.decode(data, type=_Said)
-    except msgspec.MsgspecError:
-        said = _Said("", {})
-    return _catalogue(errors.Error).get(code, errors.Error)(said.message or None, **said.details)
-
-
-def _catalogue(kind: type[errors.Error]) -> dict[str, type[errors.Error]]:
-    found = {kind.code: kind}
-    for each in kind.__subclasses__():
-        found |= _catalogue(each)
-    return found
-
-
-def _seconds(milliseconds: str) -> float:
-    return int(milliseconds) / 1000 if milliseconds.isascii() and milliseconds.isdecimal() else _PATIENCE_S
 
 
 def _unavailable(error: BaseException) -> errors.Unavailable:

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from domain import errors
-from infra.bus import Handler
+from infra.asks import Handler
 from services.asks import Ask
 from services.main import Process
 from services.worker import child, engines

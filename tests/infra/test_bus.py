@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from domain import errors
 from infra import config, embedded, subjects
-from infra.bus import MAX_ASK, Bus
+from infra.asks import MAX_BYTES
+from infra.bus import Bus
 
 QUICK = config.Nats(reconnect_s=0.02, ping_s=0.2, connect_timeout_s=0.5)
 
@@ -195,11 +196,11 @@ async def test_the_deadline_ends_the_ask_and_the_work(bus: Bus) -> None:
 
 async def test_what_is_too_large_is_refused_on_both_ways(bus: Bus) -> None:
     async def swell(payload: bytes, seconds: float) -> bytes:
-        return bytes(MAX_ASK + 1)
+        return bytes(MAX_BYTES + 1)
 
     await bus.answer("swell", swell)
     with pytest.raises(errors.TooLarge):
-        await bus.ask("swell", bytes(MAX_ASK + 1), 5)
+        await bus.ask("swell", bytes(MAX_BYTES + 1), 5)
     with pytest.raises(errors.TooLarge):
         await bus.ask("swell", b"", 5)
 
