@@ -6,6 +6,7 @@ exists outside. Beneath the root the kernel resolves it (openat2) or, where it c
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -19,6 +20,8 @@ MAX_PATH = 4096
 MAX_NAME = 255
 
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+THROUGH = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+"""For folders on the way, which need not be readable, as they need not be for the kernel."""
 _RESOLVE = linux.RESOLVE_BENEATH | linux.RESOLVE_NO_MAGICLINKS | linux.RESOLVE_NO_SYMLINKS
 _LINK = (errno.ELOOP, errno.EXDEV)
 _UNKNOWN_CALL = (errno.ENOSYS, errno.EPERM, errno.EINVAL)
@@ -55,8 +58,8 @@ class Place(NamedTuple):
         return os.path.join(self.root, *self.parts)
 
     def open_root(self) -> int:
-        """The root itself is the administrator's word: links in it are followed. Raises OSError."""
-        return os.open(self.root, FOLDER & ~os.O_NOFOLLOW)
+        """The root itself is the administrator's word: links in it are followed. Only to go on from. Raises OSError."""
+        return os.open(self.root, THROUGH & ~os.O_NOFOLLOW)
 
     def open(self) -> int:
         """A descriptor of the folder. Raises FileNotFoundError, NotADirectoryError, PermissionError; errors.Forbidden
@@ -109,7 +112,7 @@ def walk(root: int, parts: Sequence[bytes], flags: int = FOLDER) -> int:
     try:
         for index, part in enumerate(parts):
             last = index == len(parts) - 1
-            following = _step(current, part, (flags if last else FOLDER) | os.O_NOFOLLOW | os.O_CLOEXEC)
+            following = _step(current, part, (flags if last else THROUGH) | os.O_NOFOLLOW | os.O_CLOEXEC)
             os.close(current)
             current = following
     except BaseException:
@@ -146,31 +149,26 @@ def chmod(folder: int, name: bytes, mode: int) -> None:
 
 
 def make(place: Place) -> int:
-    """The folder at a place, made with its missing parents; durable when they are. Raises OSError, errors.Forbidden."""
+    """The folder at a place, made with its missing parents. Raises OSError, errors.Forbidden."""
     current = place.open_root()
     try:
         for part in place.parts:
-            try:
+            with contextlib.suppress(FileExistsError):
                 os.mkdir(part, 0o755, dir_fd=current)
-            except FileExistsError:
-                pass
-            else:
-                os.fsync(current)
-            following = _step(current, part, FOLDER)
+            following = _step(current, part, THROUGH)
             os.close(current)
             current = following
-    except BaseException:
+        return os.open(b".", FOLDER, dir_fd=current)
+    finally:
         os.close(current)
-        raise
-    return current
 
 
 def nearest(place: Place) -> int:
-    """The deepest folder that exists on the way to a place, or the place itself."""
+    """The deepest folder that exists on the way to a place, or the place itself; only to go on from."""
     current = place.open_root()
     for part in place.parts:
         try:
-            following = _step(current, part, FOLDER)
+            following = _step(current, part, THROUGH)
         except FileNotFoundError:
             break
         except BaseException:
@@ -194,7 +192,7 @@ def above(descriptor: int) -> Iterable[tuple[int, int]]:
         here = identity(current)
         while True:
             yield here
-            following = os.open(b"..", FOLDER, dir_fd=current)
+            following = os.open(b"..", THROUGH, dir_fd=current)
             os.close(current)
             current = following
             there = identity(current)

@@ -184,7 +184,7 @@ class _Job:
         """Spools the plan; its hash is that of the file."""
         observer, spec = self._observer, self._spec
         head = observer.record.head
-        moved = self._pair.target is None or head.target != paths.identity(self._pair.target)
+        moved = self._pair.target is None or head.target != self._pair.target_identity
         planner = Planner(
             spec,
             observer.contents(),

@@ -125,29 +125,35 @@ def _entries(path: Path) -> Iterator[_Begin | _Intent | _Done]:
             yield _decode(data)
 
 
-Row = tuple[bytes, Put, bool]
-"""The folder, what was put there, and whether that is known to be done."""
+Rows = tuple[bytes, list[tuple[Put, bool]]]
+"""A folder, what was put there, and of each whether that is known to be done."""
 
 
-def _rows(path: Path) -> Iterator[Row]:
-    pending: list[tuple[bytes, Put]] = []
+def _rows(path: Path) -> Iterator[Rows]:
+    pending: list[tuple[bytes, list[Put]]] = []
     for entry in _entries(path):
         if isinstance(entry, _Done):
-            for (folder, put), time in zip(pending, entry.times, strict=True):
-                if time != FAILED:
-                    put.changed_ns = time
-                    yield folder, put, True
-            pending = []
-            continue
-        yield from ((folder, put, False) for folder, put in pending)
-        pending = []
-        if isinstance(entry, _Intent):
-            pending = [(folder, put) for folder, puts in entry.folders for put in puts]
-    yield from ((folder, put, False) for folder, put in pending)
+            times = iter(entry.times)
+            for folder, puts in pending:
+                yield folder, [(put, True) for put in puts if _date(put, next(times))]
+        else:
+            yield from _unsure(pending)
+        pending = entry.folders if isinstance(entry, _Intent) else []
+    yield from _unsure(pending)
 
 
-def _order(row: Row) -> tuple[bytes, bytes]:
-    return key(row[0]), row[1].name
+def _date(put: Put, time: int) -> bool:
+    """Whether it was put in its place, and when."""
+    put.changed_ns = time
+    return time != FAILED
+
+
+def _unsure(pending: list[tuple[bytes, list[Put]]]) -> Iterator[Rows]:
+    return ((folder, [(put, False) for put in puts]) for folder, puts in pending)
+
+
+def _order(rows: Rows) -> bytes:
+    return key(rows[0])
 
 
 class Journals:
@@ -155,8 +161,8 @@ class Journals:
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self._paths = [path for path in paths if path.exists()]
-        self._stream: Iterator[Row] = iter(())
-        self._head: Row | None = None
+        self._stream: Iterator[Rows] = iter(())
+        self._head: Rows | None = None
         self.rewind()
 
     @classmethod
@@ -181,8 +187,7 @@ class Journals:
             pass
         found: dict[bytes, tuple[Put, bool]] = {}
         while self._head is not None and self._head[0] == path:
-            _, put, done = self._head
-            found[put.name] = (put, done)
+            found.update({put.name: (put, done) for put, done in self._head[1]})
             self._head = next(self._stream, None)
         return found
 
@@ -190,7 +195,7 @@ class Journals:
         """What was done in the folders that come before one, or in all that remain."""
         wanted = None if path is None else key(path)
         while self._head is not None and (wanted is None or key(self._head[0]) < wanted):
-            yield self._head[1]
+            yield from (put for put, _ in self._head[1])
             self._head = next(self._stream, None)
 
     def begins(self) -> list[tuple[int, str]]:

@@ -49,9 +49,9 @@ class Observer:
         pair = self._pair
         if pair.target is None:
             self._new("target").close()
-            self.source = self._tree(pair.source, source=True, avoid=None, beat=self._pulse.beat)
+            self.source = self._tree(pair.source, source=True, avoid=pair.target_identity, beat=self._pulse.beat)
         else:
-            ours, theirs = paths.identity(pair.source), paths.identity(pair.target)
+            ours, theirs = paths.identity(pair.source), pair.target_identity
             target = pair.target
             second = Second(
                 lambda: _encode(self._tree(target, source=False, avoid=ours, beat=lambda: self._board.stopped))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 
@@ -13,7 +14,8 @@ _BUSY = "Another sync is writing to the target"
 
 
 class Pair:
-    """Descriptors of both folders; `target` is None as long as it does not exist."""
+    """Descriptors of both folders; `target` is None as long as it does not exist, and then `target_identity` is that
+    of the deepest folder on the way to it."""
 
     def __init__(self, roots: paths.Roots, source: str, target: str) -> None:
         self.source_place, self.target_place = roots.place(source), roots.place(target)
@@ -54,10 +56,12 @@ class Pair:
 
     def _tell_apart(self) -> None:
         if self.target is not None:
+            self.target_identity = paths.identity(self.target)
             together = paths.overlap(self.source, self.target)
         else:
             near = self._nearest()
             try:
+                self.target_identity = paths.identity(near)
                 together = paths.identity(self.source) in paths.above(near)
             finally:
                 os.close(near)
@@ -90,19 +94,22 @@ class Pair:
         that is not there yet is locked once it is made. Raises errors.Conflict."""
         parts = self.target_place.parts
         current = self.target_place.open_root()
+        self._locks.append(current)
         for index, part in enumerate((*parts, b"")):
-            self._flock(current, fcntl.LOCK_EX if index == len(parts) else fcntl.LOCK_SH)
+            with contextlib.suppress(PermissionError):  # what we may not read, no sync of ours can write to
+                self._flock(os.open(b".", paths.FOLDER, dir_fd=current), index == len(parts))
             if not part:
                 return
             try:
-                current = paths.beneath(current, (part,))
+                current = paths.beneath(current, (part,), paths.THROUGH)
             except FileNotFoundError:
                 return
+            self._locks.append(current)
 
-    def _flock(self, descriptor: int, how: int) -> None:
+    def _flock(self, descriptor: int, alone: bool) -> None:
         self._locks.append(descriptor)
         try:
-            fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except BlockingIOError:
             raise errors.Conflict(_BUSY) from None
 
@@ -110,7 +117,7 @@ class Pair:
         """The target, made if need be; locked. Raises OSError, errors.Conflict when somebody else made it."""
         if self.target is None:
             self.target = paths.make(self.target_place)
-            self._flock(os.dup(self.target), fcntl.LOCK_EX)
+            self._flock(os.dup(self.target), alone=True)
             if os.listdir(self.target):
                 raise errors.Conflict("Somebody else made the target since it was looked at")
         return self.target

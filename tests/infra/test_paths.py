@@ -131,6 +131,22 @@ def test_missing_folders_are_made_beneath_the_root(root: Path, tmp_path: Path) -
     assert sorted(os.listdir(tmp_path / "outside")) == ["secret"]
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not hold for root")
+@pytest.mark.parametrize("openat2", [True, False])
+def test_folders_on_the_way_need_not_be_readable(root: Path, monkeypatch: pytest.MonkeyPatch, openat2: bool) -> None:
+    if not openat2:
+        monkeypatch.setattr(paths, "beneath", paths.walk)
+    (root / "a").chmod(0o311)
+    place = Roots([root]).place(f"{root}/a/b")
+    try:
+        for descriptor in (place.open(), paths.make(place), paths.nearest(place)):
+            assert paths.identity(descriptor)[1] == (root / "a" / "b").stat().st_ino
+            assert len(list(paths.above(descriptor))) > 2
+            os.close(descriptor)
+    finally:
+        (root / "a").chmod(0o755)
+
+
 def test_overlap_is_seen_by_inode(root: Path) -> None:
     opened = {name: os.open(root / name, paths.FOLDER) for name in ("", "a", "a/b")}
     (root / "c").mkdir()

@@ -598,6 +598,21 @@ def test_folders_that_overlap_are_refused(world: World) -> None:
     assert sorted(os.listdir(world.source)) == ["sub"]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+@pytest.mark.parametrize(("source", "target"), [("a", "b"), ("b", "a"), ("a/sub", "b"), ("a", "b/new"), ("a", "b/x/y")])
+def test_folders_that_overlap_by_another_path_are_refused(world: World, source: str, target: str) -> None:
+    world.write("a/sub/x/file", where=world.root)
+    (world.root / "b").mkdir()
+    mounted = subprocess.run(["mount", "--bind", str(world.root / "a/sub"), str(world.root / "b")], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        with pytest.raises(errors.Invalid):
+            world.run(source_directory=str(world.root / source), target_directory=str(world.root / target))
+    finally:
+        subprocess.run(["umount", str(world.root / "b")], check=True)
+
+
 def test_folders_outside_the_roots_are_refused(world: World, tmp_path: Path) -> None:
     for options in ({"source_directory": "/etc"}, {"target_directory": str(tmp_path / "new")}):
         with pytest.raises(errors.Forbidden):

@@ -227,3 +227,69 @@ def test_a_folder_swapped_for_a_link_leads_nowhere(tmp_path: Path, side: str) ->
 
 def _through_a_link(path: Path, top: Path) -> bool:
     return any(above.is_symlink() for above in path.parents if above.is_relative_to(top))
+
+
+@pytest.mark.parametrize("covers", [True, False], ids=["syncfs", "fsync"])
+def test_nothing_gets_its_name_before_it_is_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, covers: bool
+) -> None:
+    """The order of the calls of both processes: write, sync begun, sync ended, rename."""
+    world = prepared(tmp_path)
+    (world.source / "large").write_bytes(os.urandom(2 << 20))
+    (world.source / "0/0").write_bytes(os.urandom(2 << 20))
+    events = os.open(tmp_path / "events", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    write, real_sync = os.write, linux.syncfs
+
+    def note(what: str, name: object = "") -> None:
+        write(events, f"{os.getpid()} {what} {os.fsdecode(name) if isinstance(name, bytes) else name}\n".encode())
+
+    def path(descriptor: int) -> str:
+        return os.readlink(f"/proc/self/fd/{descriptor}")
+
+    def watch(module: Any, name: str, what: str, of: Callable[..., object]) -> None:
+        real = getattr(module, name)
+
+        def call(*given: Any, **named: Any) -> Any:
+            note(what, of(*given))
+            return real(*given, **named)
+
+        monkeypatch.setattr(module, name, call)
+
+    def syncfs(descriptor: int) -> None:
+        note("begin")
+        real_sync(descriptor)
+        note("end")
+
+    watch(os, "write", "write", lambda descriptor, _: path(descriptor))
+    watch(os, "copy_file_range", "write", lambda _, descriptor, *rest: path(descriptor))
+    watch(os, "fsync", "fsync", path)
+    watch(os, "rename", "rename", lambda name, _: name)
+    watch(linux, "rename", "rename", lambda name, *_: name)
+    monkeypatch.setattr(linux, "syncfs", syncfs)
+    monkeypatch.setattr(linux, "syncfs_covers", lambda _: covers)
+    world.mirror(force=True)
+    monkeypatch.undo()
+    os.close(events)
+    assert _ordered((tmp_path / "events").read_text().splitlines(), covers) > 20
+
+
+def _ordered(lines: list[str], covers: bool) -> int:
+    """How many written files got a name, each after the sync that its last write went before."""
+    written: dict[str, dict[str, int]] = {}
+    named = 0
+    for line in lines:
+        process, what, name = line.split(" ", 2)
+        files = written.setdefault(process, {})
+        if what == "write" and ".undrift-tmp-" in name:
+            files[name] = 0
+        elif what == "fsync" and name in files:
+            files[name] = 2
+        elif what == "begin":
+            files.update({name: 1 for name, state in files.items() if state == 0})
+        elif what == "end" and covers:
+            files.update({name: 2 for name, state in files.items() if state == 1})
+        elif what == "rename" and name.startswith(".undrift-tmp-"):
+            inside = [path for path in files if f"/{name}/" in path or path.endswith(f"/{name}")]
+            assert all(files.pop(path) == 2 for path in inside), name
+            named += len(inside)
+    return named
