@@ -85,6 +85,7 @@ class Relay:
         self._standby = False
         self._failing_since: float | None = None
         self._last_error: str | None = None
+        self._told = False
 
     @property
     def status(self) -> Status:
@@ -143,8 +144,11 @@ class Relay:
         self._work.set()
 
     def _succeeded(self) -> None:
+        if self._failing_since is not None:
+            log.info("the relay goes on", position=self.position, seconds=round(_now() - self._failing_since, 3))
         self._failing_since = None
         self._last_error = None
+        self._told = False
 
     async def _recover(self, error: Exception) -> None:
         self._compared = None
@@ -155,6 +159,9 @@ class Relay:
         if self._failing_since is None:
             self._failing_since = _now()
             log.warning("the relay is interrupted", reason=self._last_error, position=self.position)
+        elif self.status.degraded and not self._told:
+            self._told = True
+            log.error("the relay is degraded", reason=self._last_error, position=self.position)
         await asyncio.sleep(min(self._settings.poll_s, 0.2))
 
     async def _stand_by(self) -> None:
@@ -202,15 +209,22 @@ class Relay:
         """Compares the stream with the log and continues behind its last message; where they differ it is made anew."""
         if await epochs.current(self._store.database) != self._envelope.epoch:
             raise NewEpoch
-        state = await self._stream.state()
-        self._head = await self._store.head()
-        difference = "there is none" if state is None else await self._difference(state)
+        state, difference = await self._look()
         if state is None or difference is not None:
             log.warning("the stream is made anew", reason=difference, head=self._head)
             await self._renew()
         else:
             self.position = state.last
         self._compared = _now()
+
+    async def difference(self) -> str | None:
+        """In what the stream is not the log's copy as far as it goes; None when it is. Changes nothing."""
+        return (await self._look())[1]
+
+    async def _look(self) -> tuple[jetstream.State | None, str | None]:
+        state = await self._stream.state()
+        self._head = await self._store.head()
+        return state, "there is none" if state is None else await self._difference(state)
 
     async def _difference(self, state: jetstream.State) -> str | None:
         wanted = self._config()

@@ -329,12 +329,14 @@ async def test_a_stream_ahead_of_the_log_is_made_anew(log: Notes, make: Make, st
     """The log was restored from before, without another epoch: its last message tells."""
     note = (await filled(log, 3))[0]
     relay = make()
+    assert await relay.difference() == "there is none"
     await relay.compare()
     await stream.publish([Envelope(KEY, log.epoch).pack(note)] * 5, 0)
+    assert await relay.difference() == "it is ahead of the log, at 5"
     async with running(relay.run):
-        await settled(log, relay)
         await until(lambda: relay.renewals == 2)
         await settled(log, relay)
+        assert await relay.difference() is None
     await copied(log, stream)
 
 
