@@ -6,9 +6,11 @@ Stop; the child answers with any number of reports and ends with a Done or a Fai
 
 from __future__ import annotations
 
+import errno
 import select
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -117,23 +119,27 @@ class Parent:
 
 
 def main(descriptor: int) -> None:
-    from services.worker import engines
+    from services.worker import engines  # before there is work
 
     parent = Parent(socket.socket(fileno=descriptor))
-    while True:
-        try:
+    try:
+        while True:
             task = parent.next_task()
-        except EOFError:
-            return
+            _work(engines.CALLS[task.call], task, parent)
+    except (EOFError, ConnectionError):  # the parent is gone
+        return
+
+
+def _work(call: Callable[[Task, Parent], Done], task: Task, parent: Parent) -> None:
+    try:
         Path(task.work).mkdir(parents=True, exist_ok=True, mode=0o700)
-        try:
-            parent.say(engines.CALLS[task.call](task, parent))
-        except errors.Error as error:
-            parent.say(Failed(error.code, error.message, error.details))
-        except OSError as error:
-            full = error.errno in (28, 122)  # ENOSPC, EDQUOT
-            code = errors.StorageFull.code if full else errors.SyncFailed.code
-            parent.say(Failed(code, error.strerror or type(error).__name__, {}))
+        parent.say(call(task, parent))
+    except errors.Error as error:
+        parent.say(Failed(error.code, error.message, error.details))
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        code = errors.StorageFull.code if full else errors.SyncFailed.code
+        parent.say(Failed(code, error.strerror or type(error).__name__, {}))
 
 
 if __name__ == "__main__":
