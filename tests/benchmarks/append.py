@@ -39,7 +39,8 @@ values (gen_random_uuid()::text, 1, 'bench.noted', gen_random_uuid(), '{{"actor"
 """
 _PGBENCH_TABLE = """\
 create table bench (pos bigserial primary key, stream_id text not null, version integer not null, topic text not null,
-    event_id uuid not null, metadata text not null, state bytea not null, recorded_at timestamptz not null default now())
+    event_id uuid not null, metadata text not null, state bytea not null,
+    recorded_at timestamptz not null default now())
 """
 
 
