@@ -19,6 +19,7 @@ STREAM = "EVENTS"
 _HEARTBEAT_S = 1.0
 _SILENCE_S = 3.0
 _IDLE_S = 10.0
+_GOODBYE_S = 0.5
 _ROOM = 16_384
 
 
@@ -111,6 +112,7 @@ class Feed:
 
     async def _end(self) -> None:
         if self._listener is not None:
-            with contextlib.suppress(errors.Unavailable, errors.TimedOut, jetstream.Refused):
-                await self._drop()
+            with contextlib.suppress(errors.Unavailable, errors.TimedOut, jetstream.Refused, TimeoutError):
+                async with asyncio.timeout(_GOODBYE_S):  # the server forgets an idle consumer by itself
+                    await self._drop()
             await self._listener.close()
