@@ -14,13 +14,31 @@ class Drift(Exception):
     """A migration that was applied has since been edited, or the database is newer than this program."""
 
 
+_ROLES = "roles.sql"
+_ROLES_COMPLETE = """\
+select coalesce(
+    pg_has_role(session_user, app::oid, case when current_setting('server_version_num')::int < 160000
+        then 'member' else 'set' end)
+    and has_database_privilege(app::oid, current_database(), 'create')
+    and has_table_privilege(app::oid, 'undrift.events', 'select')
+    and not exists (select from pg_namespace where nspname like 'rm\\_%' and nspowner <> app), false)
+from (select to_regrole('undrift_app') as app) r
+"""
+
+
+def _sql(name: str) -> str:
+    return resources.files("infra.eventstore").joinpath("sql", name).read_text("utf-8")
+
+
 def _files() -> list[tuple[str, str]]:
     folder = resources.files("infra.eventstore").joinpath("sql")
-    return sorted((f.name, f.read_text("utf-8")) for f in folder.iterdir() if f.name.endswith(".sql"))
+    names = [file.name for file in folder.iterdir() if file.name.endswith(".sql") and file.name != _ROLES]
+    return [(name, _sql(name)) for name in sorted(names)]
 
 
 async def migrate(dsn: str) -> list[str]:
-    """Applies what is missing and answers with the names applied. Any number of starters may call it at once.
+    """Applies what is missing and answers with the names applied; sees to the application's role and its rights.
+    Any number of starters may call it at once.
 
     Raises Drift when an applied file differs from ours.
     """
@@ -45,6 +63,9 @@ async def migrate(dsn: str) -> list[str]:
             done.append(name)
         if newer := applied.keys() - {name for name, _ in _files()}:
             raise Drift(f"the database has migrations that this program does not know: {', '.join(sorted(newer))}")
+        if done or not await connection.fetchval(_ROLES_COMPLETE):
+            async with connection.transaction():
+                await connection.execute(_sql(_ROLES))
         return done
     finally:
         await connection.close()

@@ -101,6 +101,26 @@ async def _works(url: str) -> None:
     await database.close()
 
 
+async def test_what_a_copy_or_a_restore_leaves_out_is_given_again(database: str) -> None:
+    """Rights to the database, and read models that belong to whoever restored them."""
+    db = Database(database, 2)
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await db.execute("create schema rm_jobs_1")
+    owner = await asyncpg.connect(database)
+    await owner.execute("create schema rm_jobs_1; create table rm_jobs_1.jobs (); create schema other")
+    await owner.execute("revoke all on undrift.events from undrift_app")
+    for _ in range(2):
+        assert await migrate.migrate(database) == []
+        assert await owner.fetchval("select to_regnamespace('rm_jobs_1')") is None
+    assert await owner.fetchval("select to_regnamespace('other')") is not None
+    await db.execute("create schema rm_jobs_1; create table rm_jobs_1.jobs ()")
+    await migrate.migrate(database)
+    assert await owner.fetchval("select to_regclass('rm_jobs_1.jobs')") is not None
+    assert await db.fetchval("select count(*) from undrift.events") == 0
+    await owner.close()
+    await db.close()
+
+
 #: What the role may do beside reading.
 _MAY = {
     "undrift.epochs": {"insert"},

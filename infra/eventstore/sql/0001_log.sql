@@ -1,14 +1,5 @@
--- The log and what its transactions need. Runs as the owner; the application's role may read and append, never change.
+-- The log and what its transactions need. What the application may do with it is in roles.sql.
 create schema undrift;
-
-do $$
-begin
-    if not exists (select from pg_roles where rolname = 'undrift_app') then
-        create role undrift_app nologin;
-    end if;
-exception when duplicate_object or unique_violation then
-    null; -- roles belong to the server: another database was migrated at the same moment
-end $$;
 
 create table undrift.epochs (
     epoch             integer primary key,
@@ -237,14 +228,3 @@ begin
 end $$;
 
 revoke all on function undrift.append from public;
-grant execute on function undrift.append to undrift_app;
-grant usage on schema undrift, undrift_keys to undrift_app;
-grant select on undrift.events, undrift.commands, undrift.claims to undrift_app;
-grant select, insert on undrift.epochs, undrift.seals to undrift_app;
-grant select, insert, update, delete on undrift.leases, undrift.tracking, undrift.parked, undrift.job_progress,
-    undrift.job_logs, undrift.file_records, undrift_keys.subjects to undrift_app;
-do $$
-begin
-    execute format('grant create on database %I to undrift_app', current_database());
-    execute format('grant undrift_app to %I', session_user);
-end $$;

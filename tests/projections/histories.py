@@ -1,0 +1,197 @@
+"""Random histories of everything there is, made by the deciders, and logs filled with them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+from msgspec import Raw, Struct
+
+from domain import errors, events, integrations, jobs, keys, messages, tenants
+from infra import config
+from infra.bus import Bus
+from infra.db import Database
+from infra.eventstore.mapper import Draft, Mapper
+from infra.eventstore.migrate import migrate
+from infra.eventstore.recorder import Append, Write, append_group, prepare
+from infra.eventstore.store import Store
+from infra.eventstore.writer import Writer
+from infra.tail import Tail
+from projections.table import Connection
+
+T0 = datetime(2026, 1, 1, tzinfo=UTC)
+TENANTS = ("main", "second")
+
+
+class Said(Struct, frozen=True):
+    """An event that is to be appended."""
+
+    context: Any
+    tenant: str
+    id: str
+    event: messages.Event
+
+    @property
+    def stream(self) -> str:
+        return messages.stream(self.context.STREAM, self.tenant, self.id)
+
+
+class World:
+    """Says commands at random and keeps what follows from them."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+        self._states: dict[tuple[str, str, str], Any] = {}
+
+    def history(self, commands: int) -> Iterator[Said]:
+        for _ in range(commands):
+            yield from self.say(*self._any())
+
+    def say(self, context: Any, tenant: str, id: str, command: messages.Command) -> list[Said]:
+        name = (context.STREAM, tenant, id)
+        state = self._states.get(name, context.initial)
+        try:
+            events = context.decide(command, state)
+        except errors.Error:
+            return []
+        for event in events:
+            state = context.evolve(state, event)
+        self._states[name] = state
+        return [Said(context, tenant, id, event) for event in events]
+
+    def _any(self) -> tuple[Any, str, str, messages.Command]:
+        pick = self._random
+        tenant = pick.choice(TENANTS)
+        match pick.choices(("jobs", "integrations", "keys", "tenants"), (12, 3, 2, 1))[0]:
+            case "jobs":
+                id = f"job-{pick.randrange(40)}"
+                return jobs, tenant, id, self._job(id)
+            case "integrations":
+                id = f"i{pick.randrange(4)}"
+                return integrations, tenant, id, self._integration(id)
+            case "keys":
+                id = f"key-{pick.randrange(6)}"
+                add = keys.Add(f"{id} né", f"{pick.randrange(2**32):064x}", ("admin",), ("a", "b"))
+                return keys, tenant, id, pick.choice((add, add, keys.Revoke()))
+            case _:
+                id = f"t{pick.randrange(6)}"
+                return tenants, tenant, id, tenants.Add(id)
+
+    def _job(self, id: str) -> messages.Command:
+        pick = self._random
+        ticket = jobs.Ticket(
+            job=id,
+            kind="files",
+            type=pick.choice(("full_sync", "incremental_sync", "selective_sync")),
+            lane=pick.choice(("now", "later")),
+            integration=pick.choice((None, *(f"i{n}" for n in range(4)))),
+        )
+        scheduled = pick.random() < 0.4
+        queued = jobs.Queued(
+            ticket=ticket,
+            spec=Raw(b"{}"),
+            waited=pick.random() < 0.2,
+            trigger="schedule" if scheduled else "request",
+            due=T0 if scheduled else None,
+            estimated_ms=pick.randrange(1000),
+        )
+        counters = jobs.Counters(*(pick.randrange(100) for _ in range(6)))
+        return pick.choice(
+            (
+                jobs.Queue(queued),
+                jobs.Queue(queued),
+                jobs.Start(fence=pick.randrange(1, 1000), worker="w", at=T0),
+                jobs.Start(fence=pick.randrange(1, 1000), worker="w", at=T0),
+                jobs.Progress(pick.choice(("scanning", "copying")), pick.randrange(100), counters),
+                jobs.Progress(pick.choice(("scanning", "copying")), pick.randrange(100), counters),
+                jobs.Stop(pick.random() < 0.5),
+                jobs.EndStop(counters),
+                jobs.Hold("much", "plan", counters, {"deletions": 3}),
+                jobs.Pause("shutdown"),
+                jobs.Resume(None, pick.random() < 0.5),
+                jobs.Complete(counters, Raw(b'{"ok":true}'), pick.randrange(10_000)),
+                jobs.Complete(counters, Raw(b'{"ok":true}'), pick.randrange(10_000)),
+                jobs.Fail("sync_failed", "näo\n", counters, {"path": "a"}),
+                jobs.Delete(),
+            )
+        )
+
+    def _integration(self, id: str) -> messages.Command:
+        pick = self._random
+        config = Raw(pick.choice((b'{"a":1}', b'{"a":2}')))
+        return pick.choice(
+            (
+                integrations.Create(id, f"named {id}", "files", config, pick.choice((None, 60))),
+                integrations.Create(id, f"named {id}", "files", config, 3600, declared=True),
+                integrations.Change(name=pick.choice("xy")),
+                integrations.Change(interval=pick.choice((None, 30, 60))),
+                integrations.Change(config=config),
+                integrations.Start(),
+                integrations.Stop(),
+                integrations.Delete() if pick.random() < 0.3 else integrations.Start(),
+            )
+        )
+
+
+def mapper() -> Mapper:
+    return Mapper(events.REGISTRY)
+
+
+async def fill(database: Database, said: Sequence[Said], versions: dict[str, int] | None = None) -> int:
+    """Appends in that order; answers the head. `versions` remembers the streams' between calls."""
+    known: dict[str, int] = {} if versions is None else versions
+    mapping, last = mapper(), 0
+    async with database.transaction() as connection:
+        for one in said:
+            known[one.stream] = version = known.get(one.stream, 0) + 1
+            metadata = messages.Metadata(actor=f"key:{one.id}")
+            draft = Draft(one.tenant, one.stream, version, uuid4(), one.event, metadata)
+            write = Write(one.stream, version - 1, [mapping.to_stored_event(draft)])
+            [answer] = await append_group(connection, [prepare(Append(one.tenant, [write]))])
+            assert not isinstance(answer, Exception), answer
+            last = answer.last
+    return last
+
+
+async def tables(connection: Connection | Database, schema: str) -> dict[str, list[tuple[Any, ...]]]:
+    """What is in the tables of a schema, in no order of its own."""
+    names = await connection.fetch("select tablename from pg_tables where schemaname = $1 order by 1", schema)
+    found = {}
+    for (name,) in names:
+        rows = await connection.fetch(f"select t::text from {schema}.{name} t")
+        found[name] = sorted(tuple(row) for row in rows)
+    return found
+
+
+@asynccontextmanager
+async def open_store(url: str) -> AsyncIterator[Store]:
+    await migrate(url)  # a copy of a database has not the rights to it
+    database = Database(url, 8)
+    try:
+        yield Store(database, mapper(), Writer(database, config.EventStore()))
+    finally:
+        await database.close()
+
+
+@asynccontextmanager
+async def open_tail(store: Store) -> AsyncIterator[Tail]:
+    """A tail that reads Postgres only."""
+    bus = Bus("nats://127.0.0.1:9")
+    tail = Tail(store, bus, config.Tail(poll_s=0.05), b"k" * 32, 1, feed=False)
+    await tail.start(0)
+    try:
+        yield tail
+    finally:
+        await tail.close()
+
+
+async def ended(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
