@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import UTC, datetime
+from typing import TypeGuard
 
 import structlog
 from msgspec import Raw
@@ -149,8 +150,22 @@ class Run:
         return jobs.Fail(code=said.code, message=said.message, counters=counters, details=said.details)
 
     async def _converse(self) -> child.Done | child.Failed:
-        task = engines.task(self._process.settings, self._work)
+        """What the work came to. A target that somebody else works on is waited for: a worker that was taken for dead
+        may have left a child there."""
         await self._begin()
+        said = await self._attempt()
+        if _is_busy(said):
+            await self._add_line("warn", f"{said.message}; waiting for its end")
+            await self._write_rows()
+        while _is_busy(said):
+            if self._stopping or self._leaving:
+                return child.Done(b"", self._now.counters, stopped=True)
+            await asyncio.sleep(_ROW_S)
+            said = await self._attempt()
+        return said
+
+    async def _attempt(self) -> child.Done | child.Failed:
+        task = engines.task(self._process.settings, self._work)
         async with self._children.one() as one:
             self._child = one
             try:
@@ -258,3 +273,7 @@ class Run:
                 break
         if done.state.status == "stopping" and not self._stopping:  # the tail has yet to say so
             self.stop(done.state.graceful)
+
+
+def _is_busy(said: child.Done | child.Failed) -> TypeGuard[child.Failed]:
+    return isinstance(said, child.Failed) and said.code == errors.Conflict.code
