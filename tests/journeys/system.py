@@ -211,8 +211,8 @@ class System:
         held: set[int] = set()
 
         def hold() -> bool:
-            for worker in WORKERS:
-                for child in children(self.pids.get(worker, 0)):
+            with contextlib.suppress(FileNotFoundError):  # it may be down meanwhile
+                for child in [child for worker in WORKERS for child in children(self.pids.get(worker, 0))]:
                     if child not in held:
                         with contextlib.suppress(ProcessLookupError):
                             os.kill(child, signal.SIGSTOP)
