@@ -149,25 +149,51 @@ class Doctor:
 
 
 async def retry_parked(database: Database, store: Store, live: Sequence[Projection] = projections.ALL) -> int:
-    """Applies parked events again, each read model in one transaction; answers how many were applied."""
+    """Applies parked events again, each read model in one transaction; answers how many were applied.
+
+    A read model of several contexts is rebuilt: what its other streams did meanwhile rested on what was parked.
+    """
     applied = 0
     for projection in live:
-        async with database.transaction() as connection:
-            rows = await connection.fetch(
-                "delete from undrift.parked where projection = $1 and generation = $2 returning pos",
-                projection.NAME,
-                projection.GENERATION,
-            )
-            for position in sorted(row["pos"] for row in rows):
-                events = await store.read(position - 1, 1)
-                await projector.fold_page(connection, projection, schema(projection), events)
-            left = await connection.fetchval(
-                "select count(*) from undrift.parked where projection = $1 and generation = $2",
-                projection.NAME,
-                projection.GENERATION,
-            )
-            applied += len(rows) - left
+        if not (before := await _parked(database, projection)):
+            continue
+        if len(projection.CONTEXTS) > 1:
+            await rebuild(database, store, projection)
+        else:
+            await _retry_parked(database, store, projection)
+        applied += before - await _parked(database, projection)
     return applied
+
+
+async def _retry_parked(database: Database, store: Store, projection: Projection) -> None:
+    async with database.transaction() as connection:
+        await _hold(connection, projection)
+        rows = await connection.fetch(
+            "delete from undrift.parked where projection = $1 and generation = $2 returning pos",
+            projection.NAME,
+            projection.GENERATION,
+        )
+        for position in sorted(row["pos"] for row in rows):
+            events = await store.read(position - 1, 1)
+            await projector.fold_page(connection, projection, schema(projection), events)
+
+
+async def _parked(connection: Connection | Database, projection: Projection) -> int:
+    count: int = await connection.fetchval(
+        "select count(*) from undrift.parked where projection = $1 and generation = $2",
+        projection.NAME,
+        projection.GENERATION,
+    )
+    return count
+
+
+async def _hold(connection: Connection, projection: Projection) -> None:
+    """Makes the projector wait until the transaction ends."""
+    await connection.execute(
+        "select from undrift.tracking where projection = $1 and generation = $2 for update",
+        projection.NAME,
+        projection.GENERATION,
+    )
 
 
 async def rebuild(database: Database, store: Store, projection: Projection) -> int:
@@ -182,11 +208,7 @@ async def rebuild(database: Database, store: Store, projection: Projection) -> i
             await projector.fold_page(connection, projection, beside, events)
         position = events[-1].position
     async with database.transaction() as connection:
-        await connection.execute(
-            "select pos from undrift.tracking where projection = $1 and generation = $2 for update",
-            projection.NAME,
-            projection.GENERATION,
-        )
+        await _hold(connection, projection)
         last = await _position(connection, projection)
         while position < last:
             events = await store.read(position, _PAGE, until=last)

@@ -81,7 +81,7 @@ class World:
                 return keys, tenant, id, pick.choice((add, add, keys.Revoke()))
             case _:
                 id = f"t{pick.randrange(6)}"
-                return tenants, tenant, id, tenants.Add(id)
+                return tenants, tenants.FIRST, id, tenants.Add(id)
 
     def _job(self, id: str) -> messages.Command:
         pick = self._random
