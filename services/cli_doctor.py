@@ -59,7 +59,8 @@ def _print(findings: list[Finding], well: bool) -> None:
 
 async def _examine(instance: Instance, retry: bool) -> tuple[list[Finding], int]:
     from infra.bus import Bus
-    from services import cli_data
+    from infra.eventstore import epochs
+    from services import cli_data, relay
     from services import doctor as examiner
 
     async with cli_data.opened(instance) as data:
@@ -67,8 +68,10 @@ async def _examine(instance: Instance, retry: bool) -> tuple[list[Finding], int]
         bus = Bus(data.settings.nats.url, data.settings.nats, name="undrift doctor")
         await bus.connect()
         try:
-            one = examiner.Doctor(data.settings, data.database, data.store, bus)
-            return await one.examine(), retried
+            settings, epoch = data.settings, await epochs.current(data.database)
+            mac_key = relay.key(data.master)
+            compares = relay.Relay(data.store, bus, settings.relay, settings.nats, mac_key, epoch)
+            return await examiner.Doctor(data.database, data.store, bus, compares).examine(), retried
         finally:
             await bus.close()
 

@@ -14,12 +14,12 @@ import projections
 from domain import messages
 from infra import jetstream
 from infra.bus import Bus
-from infra.config import Settings
 from infra.db import Database, NotDurable, assert_durable
 from infra.eventstore import seals
 from infra.eventstore.store import Store
 from projections.table import Connection, Projection, schema
 from services import projector
+from services.relay import Relay
 
 _PAGE = 1000
 _LOOKS, _LOOK_S = 50, 0.2
@@ -35,10 +35,10 @@ class Finding(Struct, frozen=True):
 
 
 class Doctor:
-    """Reads everything through one database, store and bus."""
+    """Reads everything through one database, store and bus; `relay` is one that only compares."""
 
-    def __init__(self, settings: Settings, database: Database, store: Store, bus: Bus) -> None:
-        self._settings, self._database, self._store, self._bus = settings, database, store, bus
+    def __init__(self, database: Database, store: Store, bus: Bus, relay: Relay) -> None:
+        self._database, self._store, self._bus, self._relay = database, store, bus, relay
 
     async def examine(self, live: Sequence[Projection] = projections.ALL) -> list[Finding]:
         """All checks, in the order in which trouble spreads."""
@@ -141,11 +141,13 @@ class Doctor:
             await asyncio.sleep(_LOOK_S)
         if state is None:
             return [Finding("jetstream", False, "there is no stream", "start the core process: it makes it anew")]
-        well = head <= state.last <= await self._store.head()
+        heals = "start the core process, or wait: it heals by itself"
         text = f"sequences {state.first} to {state.last}, the log ends at {head}"
-        return [
-            Finding("jetstream", well, text, None if well else "start the core process, or wait: it heals by itself")
-        ]
+        if not head <= state.last <= await self._store.head():
+            return [Finding("jetstream", False, text, heals)]
+        if (difference := await self._relay.difference()) is not None:
+            return [Finding("jetstream", False, f"the stream is not the log's copy: {difference}", heals)]
+        return [Finding("jetstream", True, text)]
 
 
 async def retry_parked(database: Database, store: Store, live: Sequence[Projection] = projections.ALL) -> int:
