@@ -17,6 +17,8 @@ GENERATION = 1
 CONTEXTS = ("integrations", "jobs")
 SCHEMA = f"rm_{NAME}_{GENERATION}"
 _KEPT = 10
+#: How many full syncs that have not completed are known: those that failed may never be resumed.
+_REMEMBERED = 100
 
 
 class Row(Struct, frozen=True):
@@ -125,15 +127,17 @@ def _job(row: Row, recorded: messages.Recorded) -> Row:
             row = replace(_ended(row, recorded.id), completed=row.completed + 1, last_failed=False, last_sync=at)
             return replace(_timed(row, event), baseline_at=baseline)
         case jobs.Failed():
-            return replace(_ended(row, recorded.id), failed=row.failed + 1, last_failed=True)
-        case _:
+            return replace(_rests(row, recorded.id), failed=row.failed + 1, last_failed=True)
+        case jobs.Stopped():
             return _ended(row, recorded.id)
+        case _:
+            return _rests(row, recorded.id)
 
 
 def _queued(row: Row, event: jobs.Queued, id: str, at: datetime) -> Row:
     row = replace(row, total=row.total + 1)
     if event.ticket.type == "full_sync":
-        row = replace(row, full_open=(*row.full_open, id))
+        row = replace(row, full_open=(*row.full_open, id)[-_REMEMBERED:])
     if event.trigger != "schedule" or event.due is None or row.interval is None:
         return row
     missed = max((at - event.due) // timedelta(seconds=row.interval), 0)
@@ -141,12 +145,13 @@ def _queued(row: Row, event: jobs.Queued, id: str, at: datetime) -> Row:
     return replace(row, scheduled_open=id, next_due=due if row.active else None)
 
 
+def _rests(row: Row, id: str) -> Row:
+    """A job that may be resumed: a full sync that then completes is a baseline all the same."""
+    return replace(row, scheduled_open=None if row.scheduled_open == id else row.scheduled_open)
+
+
 def _ended(row: Row, id: str) -> Row:
-    return replace(
-        row,
-        scheduled_open=None if row.scheduled_open == id else row.scheduled_open,
-        full_open=tuple(one for one in row.full_open if one != id),
-    )
+    return replace(_rests(row, id), full_open=tuple(one for one in row.full_open if one != id))
 
 
 def _timed(row: Row, event: jobs.Completed) -> Row:
