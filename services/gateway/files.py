@@ -17,7 +17,7 @@ from services import roots
 from services.asks import Ask
 from services.gateway import headers
 from services.gateway.dialects import EONACAT, Reply, Timestamp, timestamp_s
-from services.gateway.routes import Call, Route
+from services.gateway.routes import Call, Parameter, Route
 
 Folder = Annotated[str, Meta(min_length=1, max_length=4096, extra_json_schema={"pattern": "^/"})]
 
@@ -184,6 +184,19 @@ def failure(event: jobs.Failed, ended: messages.Recorded) -> errors.Error:
     return _ERRORS.get(event.code, errors.SyncFailed)(event.message, **details)
 
 
+_PREFER = Parameter(
+    "Prefer",
+    {"type": "string", "examples": ["return=plan", "respond-async"]},
+    "`return=plan` answers with the plan and changes nothing, `respond-async` does not wait for the result",
+    where="header",
+)
+_IF_MATCH = Parameter(
+    "If-Match",
+    {"type": "string", "pattern": r'^(\*|"?[A-Za-z0-9:._-]{1,128}"?)$'},
+    "the `planHash` of the only plan to carry out",
+    where="header",
+)
+
 ROUTES: Sequence[Route] = (
     Route(
         "POST",
@@ -192,6 +205,7 @@ ROUTES: Sequence[Route] = (
         EONACAT,
         "Synchronize two folders; `Prefer: return=plan` answers with the plan, `If-Match: <planHash>` applies it",
         needs="files:write",
+        query=(_PREFER, _IF_MATCH),
         body=Request,
         answers={200: (SyncResponse, Plan), 202: Accepted},
         errors=(400, 401, 403, 404, 409, 412, 413, 415, 422, 429, 500, 503, 507),

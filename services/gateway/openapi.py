@@ -39,10 +39,12 @@ _POLICY = b"default-src 'none'; script-src 'self'; connect-src 'self'; img-src '
 
 
 class Parameter(Protocol):
-    """A query parameter; `schema` is JSON Schema."""
+    """A parameter of the query or, by `where`, of the header; `schema` is JSON Schema."""
 
     @property
     def name(self) -> str: ...
+    @property
+    def where(self) -> str: ...
     @property
     def schema(self) -> dict[str, Any]: ...
     @property
@@ -173,7 +175,7 @@ def _operation(route: Route, found: Mapping[Any, dict[str, Any]]) -> dict[str, A
         "operationId": re.sub(r"[^a-z0-9]+", "_", f"{route.method}{route.path}".lower()).strip("_"),
         "tags": [route.handler.__module__.rpartition(".")[2]],
         "summary": route.summary,
-        "parameters": [*_in_path(route.path), *map(_in_query, route.query)],
+        "parameters": [*_in_path(route.path), *map(_shown, route.query)],
         "responses": {str(status): _answer(route, found, kind) for status, kind in route.answers.items()},
         "security": _security(route),
     }
@@ -207,10 +209,10 @@ def _in_path(path: str) -> Iterable[dict[str, Any]]:
         }
 
 
-def _in_query(parameter: Parameter) -> dict[str, Any]:
+def _shown(parameter: Parameter) -> dict[str, Any]:
     return {
         "name": parameter.name,
-        "in": "query",
+        "in": parameter.where,
         "required": parameter.required,
         "schema": parameter.schema,
         **({"description": parameter.description} if parameter.description else {}),

@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from litestar.handlers import ASGIRouteHandler
 from msgspec import Struct
@@ -25,12 +25,13 @@ T = TypeVar("T")
 
 
 class Parameter(Struct, frozen=True):
-    """A query parameter as the OpenAPI document shows it; `schema` is JSON Schema."""
+    """A parameter of the query, or of the header, as the OpenAPI document shows it; `schema` is JSON Schema."""
 
     name: str
     schema: dict[str, Any]
     description: str = ""
     required: bool = False
+    where: Literal["query", "header"] = "query"
 
 
 @dataclass

@@ -28,6 +28,7 @@ class Parameter:
     schema: dict[str, Any]
     description: str = ""
     required: bool = False
+    where: str = "query"
 
 
 async def listed() -> None:
