@@ -1,0 +1,23 @@
+"""Schemathesis at length, with another seed each time; the seed is printed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tests.journeys.system import System
+from tests.journeys.test_schemathesis import fuzz
+
+
+def test_a_long_run_finds_no_undocumented_and_no_generic_answer(tmp_path: Path) -> None:
+    seed = os.environ.get("FAULTS_SEED") or str(int.from_bytes(os.urandom(4), "big"))
+    print(f"FAULTS_SEED={seed}")
+    system = System(tmp_path / "system").start()
+    try:
+        ran = fuzz(system, tmp_path, "--max-examples", "300", "--seed", seed)
+        print(ran.stdout[-1500:])
+        assert ran.returncode == 0, ran.stdout[-20_000:] + ran.stderr
+        assert "failed unexpectedly" not in system.log.read_text()
+        assert system.undrift("doctor")["well"]
+    finally:
+        system.stop()
