@@ -25,6 +25,7 @@ from services.worker.files_journal import FAILED, Journal, Put
 from services.worker.files_trash import Trash, remove
 
 _BLOCK = 1 << 20
+_WINDOW = 16 << 20
 _UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -60,11 +61,14 @@ class Item:
 
 
 class Batch:
+    """`bytes` were written for it, of which `untold` are not yet in the counters."""
+
     def __init__(self) -> None:
         self.entries: list[Item | Stage] = []
         self.folders: dict[bytes, int] = {}
         self.files = 0
         self.bytes = 0
+        self.untold = 0
 
     def folder(self, path: bytes, descriptor: int) -> int:
         """A descriptor of a folder that lasts as long as the batch."""
@@ -130,13 +134,30 @@ class Finalizer:
         self._verify, self._beat = verify, beat
         self._blocks: tuple[bytearray, bytearray] | None = None
 
-    def finalize(self, batch: Batch, failed: OSError | None) -> None:
-        """`failed` is why syncfs could not vouch for the batch: then each file is asked."""
-        items = [entry for entry in batch.entries if isinstance(entry, Item)]
-        for item in items:
-            self._durable(item, failed)
+    def synced(self, batch: Batch, failed: OSError | None) -> None:
+        """What was written leaves the cache, now that it is on disk, and is asked for again where it is to be read
+        back: the disk answers while the next batch is written. `failed` is why syncfs could not vouch for the batch;
+        then each file is asked."""
+        written = [entry for entry in batch.entries if isinstance(entry, Item) and entry.fd >= 0]
+        for item in written:
+            if failed is not None:
+                try:
+                    os.fsync(item.fd)
+                except OSError as error:
+                    item.failure = error.strerror
+            os.posix_fadvise(item.fd, 0, 0, os.POSIX_FADV_DONTNEED)
         if self._verify:
-            self._read_back([item for item in items if item.fd >= 0 and item.failure is None])
+            for item in written:
+                if item.data is not None:
+                    os.posix_fadvise(item.fd, 0, 0, os.POSIX_FADV_WILLNEED)
+
+    def finalize(self, batch: Batch) -> None:
+        """Of a batch that is on disk."""
+        items = [entry for entry in batch.entries if isinstance(entry, Item)]
+        if self._verify:
+            for item in items:
+                if item.fd >= 0 and item.failure is None:
+                    self._read_back(item)
         for item in items:
             self._describe(item)
         self._publish(batch)
@@ -147,29 +168,13 @@ class Finalizer:
         for descriptor in batch.folders.values():
             os.close(descriptor)
 
-    def _durable(self, item: Item, failed: OSError | None) -> None:
-        if item.fd < 0:
-            return
-        if failed is not None:
-            try:
-                os.fsync(item.fd)
-            except OSError as error:
-                item.failure = error.strerror
-                return
+    def _read_back(self, item: Item) -> None:
+        try:
+            if not self._same(item):
+                item.failure = "the copy that was read back differs"
+        except OSError as error:
+            item.failure = f"the copy could not be read back: {error.strerror}"
         os.posix_fadvise(item.fd, 0, 0, os.POSIX_FADV_DONTNEED)
-
-    def _read_back(self, items: list[Item]) -> None:
-        """From the disk: the cache was dropped. All small files are asked for before the first is waited for."""
-        for item in items:
-            if item.data is not None:
-                os.posix_fadvise(item.fd, 0, 0, os.POSIX_FADV_WILLNEED)
-        for item in items:
-            try:
-                if not self._same(item):
-                    item.failure = "the copy that was read back differs"
-            except OSError as error:
-                item.failure = f"the copy could not be read back: {error.strerror}"
-            os.posix_fadvise(item.fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def _same(self, item: Item) -> bool:
         if item.data is not None:
@@ -177,7 +182,13 @@ class Finalizer:
         if self._blocks is None:
             self._blocks = bytearray(_BLOCK), bytearray(_BLOCK)
         assert item.put is not None
-        return equal(item.source, item.fd, item.put.size, self._blocks, lambda: self._beat() and False)
+
+        def read(at: int) -> bool:
+            if at % _WINDOW == 0:
+                os.posix_fadvise(item.fd, at - _WINDOW, _WINDOW, os.POSIX_FADV_DONTNEED)
+            return self._beat() and False
+
+        return equal(item.source, item.fd, item.put.size, self._blocks, read)
 
     def _describe(self, item: Item) -> None:
         """What the journal will say: the inode that is about to get the name."""
@@ -258,8 +269,8 @@ class Finalizer:
             return [FAILED] * len(stage.rows)
         finally:
             os.close(stage.parent)
-        for _, put in stage.rows:
-            self._count(put)
+        self._board.add("created", len(stage.rows))
+        self._board.add("processed", len(stage.rows))
         return [put.changed_ns for _, put in stage.rows]
 
     def _item(self, item: Item) -> int:

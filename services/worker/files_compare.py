@@ -227,13 +227,14 @@ class Comparer:
             if size < _SMALL:
                 return None if os.read(other, size + 1) == data else "differs"
             os.posix_fadvise(other, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-            return None if equal(one, other, size, self._blocks, self._beat) else "differs"
+            return None if equal(one, other, size, self._blocks, lambda _: self._beat()) else "differs"
         except OSError:
             return "target"
 
 
-def equal(one: int, other: int, size: int, blocks: tuple[bytearray, bytearray], beat: Callable[[], bool]) -> bool:
-    """Whether two files have the same `size` bytes. A stop answers False: then nobody asks for the answer."""
+def equal(one: int, other: int, size: int, blocks: tuple[bytearray, bytearray], read: Callable[[int], bool]) -> bool:
+    """Whether two files have the same `size` bytes. `read` is told how far it is and says whether to stop; a stop
+    answers False, and then nobody asks for the answer."""
     first, second = blocks
     skipping = sparse(one) and sparse(other)
     at = 0
@@ -248,7 +249,7 @@ def equal(one: int, other: int, size: int, blocks: tuple[bytearray, bytearray], 
         if first != second if count == len(first) else first[:count] != second[:count]:
             return False
         at += count
-        if beat():
+        if read(at):
             return False
     return at >= size
 

@@ -113,6 +113,7 @@ class Executor:
         self._finalizer = Finalizer(journal, site.trash, site.board, self.troubles, site.verify, beat)
         self._batch = Batch()
         self._flying: Batch | None = None
+        self._landing: Batch | None = None
         self._stage: Stage | None = None
         self._shared: set[bytes] = set()
         self._token = secrets.token_hex(4).encode()
@@ -264,7 +265,7 @@ class Executor:
             if read is not None:
                 item.fd = copying.open_new(folder, item.name, action.mode)
                 copying.write(item.fd, read[1])
-                self._site.board.add("bytes", action.size)
+                self._batch.untold += action.size
                 return self._describe(item, *read)
         item.source = copying.open_source(ours, action.name)
         item.fd = copying.open_new(folder, item.name, action.mode)
@@ -313,27 +314,37 @@ class Executor:
             self._submit()
 
     def _submit(self) -> None:
-        """Has this batch made durable, and meanwhile puts the one before in its place."""
+        """Has this batch made durable; meanwhile the one before is read back from disk, and the one before that is
+        put in its place."""
         if not self._batch.entries:
             return
         batch, self._batch = self._batch, Batch()
-        before, self._flying = self._flying, batch
-        if before is None:
-            self._syncer.begin()
-            return
-        failed = self._syncer.end()
+        self._site.board.add("bytes", batch.untold)
+        before = self._synced()
         self._syncer.begin()
-        self._finalizer.finalize(before, failed)
+        self._flying = batch
+        self._land()
+        self._landing = before
+        if not self._site.verify:
+            self._land()
+
+    def _synced(self) -> Batch | None:
+        """The batch that was being made durable, and is."""
+        batch, self._flying = self._flying, None
+        if batch is not None:
+            self._finalizer.synced(batch, self._syncer.end())
+        return batch
 
     def _land(self) -> None:
-        if self._flying is not None:
-            failed = self._syncer.end()
-            batch, self._flying = self._flying, None
-            self._finalizer.finalize(batch, failed)
+        batch, self._landing = self._landing, None
+        if batch is not None:
+            self._finalizer.finalize(batch)
 
     def flush(self) -> None:
         """All that was written is in its place when this returns."""
         self._submit()
+        self._land()
+        self._landing = self._synced()
         self._land()
 
 
@@ -366,10 +377,10 @@ def unlock(folder: int) -> bool:
 
 
 def _batch_files() -> int:
-    """How many files a batch may hold open: two batches, their folders, and room for the rest."""
+    """How many files a batch may hold open: three batches, their folders, and room for the rest."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 6 * _BATCH_FILES + 256
+    wanted = 8 * _BATCH_FILES + 256
     if soft != resource.RLIM_INFINITY and soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return _BATCH_FILES if soft == resource.RLIM_INFINITY else max(min(_BATCH_FILES, (soft - 256) // 6), 8)
+    return _BATCH_FILES if soft == resource.RLIM_INFINITY else max(min(_BATCH_FILES, (soft - 256) // 8), 8)
