@@ -68,6 +68,11 @@ class Database:
             try:
                 with naming_loss(connection):
                     yield connection
+            except (asyncio.CancelledError, TimeoutError):
+                # What was under way goes on for a moment: the next user could find a transaction begun and never
+                # committed, or have its own statement cancelled.
+                connection.terminate()
+                raise
             finally:
                 self._give(connection)
 
