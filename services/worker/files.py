@@ -3,6 +3,10 @@
 `run` and `plan` are synchronous and want a process of their own, without other threads and without an event loop: they
 fork a second process to share the work with. What one run needs of another lies beside the record of the pair (what the
 target looked like, and the journal of a run that was killed) and in the job's scratch folder (what it had compared).
+
+Kept are contents, modes, times in nanoseconds (of folders and links, too), links as links, holes as holes, any name.
+Hard links become files of their own; FIFOs, sockets and devices are skipped with a line in the log; owners, ACLs and
+extended attributes are not looked at. Filesystems are crossed.
 """
 
 from __future__ import annotations
@@ -189,7 +193,7 @@ class _Job:
             spec,
             observer.contents(),
             safe=not observer.error_count,
-            recorded=head.last is not None,
+            recorded=head.saw(spec.exclude_patterns),
             moved=moved,
         )
         digest = plans.Digest(spec)
@@ -318,7 +322,7 @@ class _Job:
         path, observer, total = self._context.record, self._observer, self._board.total
         if path is None:
             return
-        stopped = self._board.stopped
+        whole = not self._board.stopped and self._spec.mode != "selective"
         old, target = observer.record.head, self._pair.target
         carried = records.Carried(
             self._context.job,
@@ -326,7 +330,8 @@ class _Job:
         )
         head = records.Head(
             generation=old.generation + 1,
-            last=old.last if stopped else plans.Last(made.counts.files, self._pair.device),
+            last=plans.Last(made.counts.files, self._pair.device) if whole else old.last,
+            excluded=self._spec.exclude_patterns if whole else old.excluded,
             target=(0, 0) if target is None else paths.identity(target),
             carried=carried,
         )

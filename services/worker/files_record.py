@@ -6,7 +6,7 @@ A file of listing frames behind a header, with a BLAKE3 at its end; replaced who
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import BinaryIO
@@ -48,13 +48,20 @@ class Carried(Struct):
 
 
 class Head(Struct):
-    """`last` is what the last sync that came to its end saw of the source, `target` the identity of the target's root
-    (a moved or restored one has other change times), `generation` counts the runs."""
+    """`last` is what the last sync of everything that came to its end saw of the source, and `excluded` what it left
+    out; `target` the identity of the target's root (a moved or restored one has other change times); `generation`
+    counts the runs."""
 
     generation: int = 0
     last: Last | None = None
+    excluded: tuple[str, ...] = ()
     target: tuple[int, int] = (0, 0)
     carried: Carried = msgspec.field(default_factory=Carried)
+
+    def saw(self, excluded: Sequence[str]) -> bool:
+        """Whether the last sync saw everything that one with these patterns sees: what is not in the record was made
+        since."""
+        return self.last is not None and set(self.excluded) <= set(excluded)
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -700,6 +700,17 @@ def test_the_record_follows_what_selective_and_excluding_runs_leave_alone(world:
     assert world.run().conflicts == 1
 
 
+def test_what_no_sync_has_seen_is_no_conflict(world: World) -> None:
+    for name in ("a/file", "b/file", "c.log"):
+        world.write(name, "new")
+        world.write(name, "old!", where=world.target)
+    assert world.run(mode="selective", entities=("a",)).conflicts == 0
+    assert world.run(exclude_patterns=("*.log",)).conflicts == 0
+    assert world.run().conflicts == 0
+    world.write("c.log", "edited", where=world.target)
+    assert world.run().conflicts == 1
+
+
 def test_without_syncfs_each_file_is_synced(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     rich(world)
     monkeypatch.setattr(files_batch.linux, "syncfs_covers", lambda _: False)
