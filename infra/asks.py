@@ -25,6 +25,10 @@ MAX_BYTES = 256 * 1024
 WORKERS = "workers"
 TIMEOUT = "Undrift-Timeout-Ms"
 ERROR = "Undrift-Error"
+#: A word without an answer: whoever was asked is alive. Who hears none of these for `SILENCE_S` asks again.
+WORKING = "Undrift-Working"
+BEAT_S = 1.0
+SILENCE_S = 5.0
 _PATIENCE_S = 30.0
 
 
@@ -55,6 +59,7 @@ class Desk:
         seconds = _seconds((message.headers or {}).get(TIMEOUT, ""))
         deadline = asyncio.get_running_loop().time() + seconds
         outcome: bytes | errors.Error
+        beating = asyncio.create_task(self._beat(message))
         try:
             async with asyncio.timeout_at(deadline):
                 outcome = await self._run(message.data, deadline)
@@ -68,7 +73,15 @@ class Desk:
         except Exception:
             log.exception("an ask failed", kind=self._kind)
             outcome = errors.Error()
+        finally:
+            beating.cancel()
         await self._reply(message, outcome)
+
+    async def _beat(self, message: Msg) -> None:
+        while message.reply:
+            await asyncio.sleep(BEAT_S)
+            with contextlib.suppress(errors.Unavailable):
+                await self._publish(message.reply, b"", {WORKING: "1"})
 
     async def _run(self, payload: bytes, deadline: float) -> bytes:
         async with self._slots:

@@ -72,6 +72,7 @@ class Bus:
         self._watchers: list[Callable[[bool], None]] = []
         self._inbox = f"_INBOX.{secrets.token_hex(12)}"
         self._waiting: dict[str, asyncio.Future[Reply]] = {}
+        self._signs: dict[str, int] = {}
         self._count = 0
 
     @property
@@ -136,14 +137,21 @@ class Bus:
             raise _unavailable(error) from None
 
     async def request(
-        self, subject: str, data: bytes, timeout: float, headers: Mapping[str, str] | None = None
+        self,
+        subject: str,
+        data: bytes,
+        timeout: float,
+        headers: Mapping[str, str] | None = None,
+        silence_s: float | None = None,
     ) -> Reply:
-        """Sends and waits for the reply. Raises errors.TimedOut, and errors.Unavailable when nobody can answer."""
+        """Sends and waits for the reply. Raises errors.TimedOut, and errors.Unavailable when nobody can answer, or
+        when whoever was asked is not heard of for `silence_s`."""
         with self.expect() as (inbox, future):
             try:
                 async with asyncio.timeout(timeout):
                     await self._connected().publish(subject, data, inbox, None if headers is None else dict(headers))
-                    reply = await future
+                    await self._heard(inbox, future, silence_s)
+                    reply = future.result()
             except TimeoutError:
                 raise errors.TimedOut() from None
             except LOST as error:
@@ -155,13 +163,14 @@ class Bus:
     async def ask(self, kind: str, payload: bytes, timeout: float) -> bytes:
         """Has a worker look at something, and answers with what it said; nothing is recorded.
 
-        Raises errors.Unavailable when there is no NATS or no worker, errors.TimedOut after `timeout` seconds,
-        errors.TooLarge above 256 KiB, and whatever error of the catalogue the worker answered with.
+        Raises errors.Unavailable when there is no NATS or no worker, or the worker dies meanwhile, errors.TimedOut
+        after `timeout` seconds, errors.TooLarge above 256 KiB, and whatever error of the catalogue the worker
+        answered with.
         """
         if len(payload) > asks.MAX_BYTES:
             raise errors.TooLarge()
         headers = {asks.TIMEOUT: str(round(timeout * 1000))}
-        reply = await self.request(subjects.ask(kind), payload, timeout, headers)
+        reply = await self.request(subjects.ask(kind), payload, timeout, headers, asks.SILENCE_S)
         if (code := reply.headers.get(asks.ERROR)) is not None:
             raise asks.error(code, reply.data)
         return reply.data
@@ -179,6 +188,16 @@ class Bus:
         desk.listener = await self.subscribe(subjects.ask(kind), desk.receive, queue=asks.WORKERS)
         return desk
 
+    async def _heard(self, inbox: str, future: asyncio.Future[Reply], silence_s: float | None) -> None:
+        """Waits for the reply as long as there are signs of life."""
+        token = inbox.rpartition(".")[2]
+        while silence_s is not None and not future.done():
+            before = self._signs.get(token, 0)
+            await asyncio.wait([future], timeout=silence_s)
+            if not future.done() and self._signs.get(token, 0) == before:
+                raise errors.Unavailable("Whoever was asked has gone; try again", retry_after=1)
+        await asyncio.wait([future])
+
     @contextlib.contextmanager
     def expect(self) -> Iterator[tuple[str, asyncio.Future[Reply]]]:
         """An inbox, and the future of the first reply to it; errors.Unavailable when the connection is lost."""
@@ -190,11 +209,16 @@ class Bus:
             yield f"{self._inbox}.{token}", future
         finally:
             self._waiting.pop(token, None)
+            self._signs.pop(token, None)
             if not future.cancel() and not future.cancelled():
                 future.exception()  # nobody may be left to look at it
 
     async def _replied(self, message: Msg) -> None:
-        future = self._waiting.get(message.subject.rpartition(".")[2])
+        token = message.subject.rpartition(".")[2]
+        future = self._waiting.get(token)
+        if future is not None and asks.WORKING in (message.headers or {}):
+            self._signs[token] = self._signs.get(token, 0) + 1
+            return
         if future is not None and not future.done():
             future.set_result(Reply(message.data, message.headers or {}))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.journeys.system import System, children, gone, tree, until
+from tests.journeys.system import WORKERS, System, children, gone, tree, until
 
 FILES = 3000
 
@@ -156,6 +157,21 @@ def forked_or_child(pid: int) -> bool:
         return b"services.worker.child" not in Path(f"/proc/{pid}/cmdline").read_bytes() or bool(forked(pid))
     except FileNotFoundError:
         return True
+
+
+def test_who_asked_a_worker_that_died_is_told_to_try_again(workers: System) -> None:
+    source, target = workers.folder(a="1"), workers.place()
+    before = workers.head()
+    with ThreadPoolExecutor(1) as pool, workers.numb():
+        planning = pool.submit(workers.sync, source, target, headers={"Prefer": "return=plan"})
+        time.sleep(1)  # time enough to reach one of them
+        for name in WORKERS:
+            workers.replaced(name, workers.kill(name))
+        answer = planning.result()
+    assert (answer.status, answer.json()["errorCode"]) == (503, "UNAVAILABLE")
+    assert int(answer.headers["retry-after"]) >= 1
+    assert workers.sync(source, target, headers={"Prefer": "return=plan"}).json()["created"] == 1
+    assert before == workers.head()
 
 
 def test_a_target_that_somebody_else_works_on_is_waited_for(workers: System) -> None:
