@@ -23,7 +23,7 @@ MAX_PATH = 4096
 OWN_FOLDER = b".undrift"
 TEMPORARY = b".undrift-tmp-"
 
-_REMEMBERED = 50_000
+_REMEMBERED = 10_000
 
 
 class _State(dict[str, "_State"]):
