@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -402,6 +404,36 @@ def test_jobs_on_one_target_take_turns(system: System) -> None:
     answers = at_once(6, lambda n: system.sync(sources[n], target))
     assert [done(answer)["success"] for answer in answers] == [True] * 6
     assert tree(target) == {f"f{n}": str(n).encode() for n in range(6)}
+
+
+def test_who_waits_while_the_gateway_is_told_to_end_is_told_where_to_look(system: System) -> None:
+    source, target = system.folder(a="1"), system.place()
+    with ThreadPoolExecutor(1) as pool, system.numb():
+        waiting = pool.submit(system.sync, source, target)
+        assert until(lambda: system.ok("GET", "/api/sync/jobs?status=running")["jobs"])
+        ended = system.kill("gateway", signal.SIGTERM)
+        answer = waiting.result()
+    assert answer.status == 202
+    system.replaced("gateway", ended)
+    assert answer.headers["location"] == f"/api/sync/jobs/{answer.json()['jobId']}"
+    assert system.wait(answer.json()["jobId"])["status"] == "completed"
+    assert tree(source) == tree(target)
+
+
+def test_without_nats_only_plans_have_to_wait(system: System) -> None:
+    source, target = system.folder(a="1"), system.place()
+    plan = system.sync(source, target, headers={"Prefer": "return=plan"}).json()["planHash"]
+    with system.paused("nats"):
+        answer = system.sync(source, target, headers={"Prefer": "return=plan"})
+        refused(answer, 503, "UNAVAILABLE")
+        assert int(answer.headers["retry-after"]) >= 1
+        refused(system.sync(source, target, headers={"If-Match": "0" * 64}), 412, "PRECONDITION_FAILED")
+        assert not target.exists()
+        done(system.sync(source, target, headers={"If-Match": plan}))
+    assert tree(source) == tree(target)
+    system.whole()
+    plans = until(lambda: system.sync(source, target, headers={"Prefer": "return=plan"}).status == 200)
+    assert plans
 
 
 def test_the_answer_is_of_this_family(system: System) -> None:
