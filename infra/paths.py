@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import stat
 from collections.abc import Iterable, Sequence
@@ -27,6 +28,7 @@ _LINK = (errno.ELOOP, errno.EXDEV)
 _UNKNOWN_CALL = (errno.ENOSYS, errno.EPERM, errno.EINVAL)
 
 
+@functools.lru_cache(maxsize=4096)
 def absolute(path: str) -> tuple[bytes, ...]:
     """The components of an absolute POSIX path; repeated slashes and a final one are allowed. Raises errors.Invalid."""
     if not path.startswith("/"):

@@ -14,4 +14,5 @@ ROLES = {
 }
 
 if __name__ == "__main__":
+    main.background()
     sys.exit(main.main("core", lambda _: ROLES, feed=True))

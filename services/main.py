@@ -57,6 +57,8 @@ class Process:
 
 Role = Callable[[Process], Awaitable[None]]
 
+_BACKGROUND = 5
+
 
 @asynccontextmanager
 async def process(
@@ -154,6 +156,12 @@ async def _writes(built: Process) -> None:
     assert built.writing is not None
     await asyncio.wait([built.writing])
     built.writing.result()
+
+
+def background() -> None:
+    """Under full load this process yields the processor to those that clients wait for: what it has to do is in the
+    log, and is done a little later."""
+    os.nice(_BACKGROUND)
 
 
 def main(name: str, roles: Callable[[argparse.Namespace], Mapping[str, Role]], **options: bool) -> int:

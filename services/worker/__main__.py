@@ -18,6 +18,8 @@ LANES: Mapping[str, Sequence[jobs.Lane]] = {"now": ("now",), "later": ("later",)
 
 def roles(arguments: argparse.Namespace) -> Mapping[str, Role]:
     lanes = LANES[arguments.lane]
+    if "later" in lanes:
+        main.background()
 
     async def work(process: Process) -> None:
         children = Children(process.settings.jobs.concurrency + asks.CONCURRENCY)
