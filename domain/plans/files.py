@@ -244,6 +244,10 @@ def steps(source: Iterable[Folder], target: Iterable[Folder], record: Iterable[F
     streams = (iter(source), iter(target), iter(record))
     ours, theirs, then = (next(stream, None) for stream in streams)
     while ours is not None or theirs is not None or then is not None:
+        if ours and theirs and then and ours.path == theirs.path == then.path:
+            yield Step(ours.path, ours, theirs, then)  # as nearly always
+            ours, theirs, then = (next(stream, None) for stream in streams)
+            continue
         path = min((head.path for head in (ours, theirs, then) if head is not None), key=key)
         step = Step(
             path,

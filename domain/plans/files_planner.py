@@ -92,12 +92,12 @@ class Planner:
             if step.source is None and step.target is None:
                 self.current = False
                 continue
-            for group in (*self._leave(step.path), *self._enter(step)):
+            if self._levels and not _within(step.path, self._levels[-1].step.path):
+                yield from self._leave(step.path)
+            for group in self._enter(step):
                 self.counts.actions += len(group.actions)
                 yield group
-        for group in self._leave(None):
-            self.counts.actions += len(group.actions)
-            yield group
+        yield from self._leave(None)
 
     # Into a folder.
 
@@ -295,11 +295,10 @@ class Planner:
 
     def _leave(self, path: bytes | None) -> Iterator[Group]:
         """Closes the folders that a path does not lie in."""
-        while self._levels:
-            above = self._levels[-1].step.path
-            if path is not None and (not above or path.startswith(above + b"/")):
-                return
-            yield from self._close(self._levels.pop())
+        while self._levels and not (path is not None and _within(path, self._levels[-1].step.path)):
+            for group in self._close(self._levels.pop()):
+                self.counts.actions += len(group.actions)
+                yield group
 
     def _close(self, level: _Level) -> Iterator[Group]:
         parent = self._levels[-1] if self._levels else None
@@ -330,6 +329,10 @@ class Planner:
         self.counts.created += 1
         self.counts.bytes += level.replacement.size
         yield Group(parent.step.path, [level.replacement])
+
+
+def _within(path: bytes, folder: bytes) -> bool:
+    return not folder or path.startswith(folder + b"/")
 
 
 def shown(group: Group) -> Iterator[tuple[bytes, Action]]:

@@ -141,7 +141,10 @@ class Scan:
     def _special(self, path: bytes, folder: int, names: list[bytes], inner: list[bytes], links: list[bytes]) -> None:
         """What is no plain file: folders are remembered, links read, the rest told once."""
         modes = self._stats.modes
-        for row, mode in enumerate(modes[: len(names)].tolist()):
+        listed = modes[: len(names)].tolist()
+        if listed and listed.count(listed[0]) == len(listed) and listed[0] & _PLAIN == stat.S_IFREG:
+            return  # nothing but plain files of one mode, as in most folders
+        for row, mode in enumerate(listed):
             if mode & _PLAIN == stat.S_IFREG:
                 continue
             if stat.S_ISDIR(mode):
