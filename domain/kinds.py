@@ -39,7 +39,8 @@ class FilesConfig(Struct, frozen=True, rename="camel", forbid_unknown_fields=Tru
 
 class Kind(Struct, frozen=True):
     """`spec` and `result` are what the job's events hold; `config` is an integration's; `make` turns one into the
-    other; `target` names what must not be worked on twice at once, `paths` the folders a configuration touches."""
+    other, or raises errors.Invalid; `target` names what must not be worked on twice at once, `paths` the folders a
+    configuration touches."""
 
     spec: type[Any]
     result: type[Any]
@@ -59,7 +60,7 @@ _MODES: dict[jobs.Type, files.Mode] = {
 def _files(config: FilesConfig, type: jobs.Type, options: Options) -> files.Spec:
     if type == "selective_sync" and not options.entities:
         raise errors.Invalid("A selective sync of files needs options.entities: the sub-paths to sync")
-    return files.Spec(
+    spec = files.Spec(
         source_directory=config.source_directory,
         target_directory=config.target_directory,
         delete_missing_in_target=config.delete_missing_in_target,
@@ -69,6 +70,8 @@ def _files(config: FilesConfig, type: jobs.Type, options: Options) -> files.Spec
         entities=options.entities,
         force=options.force,
     )
+    spec.scope()
+    return spec
 
 
 def target(path: str) -> str:
@@ -96,12 +99,13 @@ def kind(name: str) -> Kind:
 
 
 def configuration(name: str, config: Any) -> Any:
-    """A kind's configuration as its struct. Raises errors.Invalid."""
+    """A kind's configuration as its struct. Raises errors.Invalid, also where no job could be made of it."""
     found = kind(name)
     try:
         checked = msgspec.convert(config, found.config)
     except msgspec.ValidationError as error:
         raise errors.Invalid(f"config: {error}") from None
+    found.make(checked, "full_sync", Options())
     return checked
 
 

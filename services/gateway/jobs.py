@@ -293,7 +293,8 @@ async def stop_all(call: Call) -> Any:
     if done is None:
         done = await stop_open(call, body.integration_id)
     stopped = list(dict.fromkeys(recorded.id for recorded in done.events))
-    return call.reply(StoppedAll(True, len(stopped), stopped), done.position)
+    position = done.position or await call.api.process.store.head()  # where there was nothing to stop
+    return call.reply(StoppedAll(True, len(stopped), stopped), position)
 
 
 async def stop_open(call: Call, integration: str | None, *more: Wish) -> Done:

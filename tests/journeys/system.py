@@ -123,13 +123,14 @@ class System:
     # Its processes.
 
     def start(self) -> System:
+        ready = self.directory / "ready.json"
+        ready.unlink(missing_ok=True)  # of one that was killed
         file = self.base / "undrift.toml"
         file.write_text(self.settings)
         own = {name: text for name, text in os.environ.items() if not name.startswith("UNDRIFT_")}
         command = [UNDRIFT, "up", "--data-dir", self.directory, "--port", "0", "--root", self.roots, "--config", file]
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(command, env={**own, **self.variables}, stdout=log, stderr=log)
-        ready = self.directory / "ready.json"
         assert until(lambda: ready.exists() or self.ended), self.said()
         assert not self.ended, self.said()
         return self

@@ -130,6 +130,7 @@ def test_an_id_has_few_letters(system: System, id: Any) -> None:
         ({"config": {"sourceDirectory": "relative", "targetDirectory": "other"}}, 400),
         ({"config": {"sourceDirectory": "C:\\source", "targetDirectory": "C:\\target"}}, 400),
         ({"config": {"unknown": 1}}, 400),
+        ({"config": {"sourceDirectory": "/a", "targetDirectory": "/b", "excludePatterns": ["*" * 17]}}, 400),
         ({"syncInterval": 0}, 400),
         ({"syncInterval": 31_536_001}, 400),
         ({"syncInterval": -5}, 400),

@@ -189,6 +189,9 @@ def test_a_body_may_come_in_pieces_of_unknown_length(system: System, plain: str)
         b'{"integrationId": "plain", "type": "full_sync", "options": {"batchSize": 1e999}}',
         b'{"integrationId": "plain", "type": "full_sync", "options": {"force": "yes"}}',
         b'{"integrationId": "plain", "type": "selective_sync"}',
+        b'{"integrationId": "plain", "type": "selective_sync", "options": {"entities": ["../../etc"]}}',
+        b'{"integrationId": "plain", "type": "selective_sync", "options": {"entities": ["/etc"]}}',
+        b'{"integrationId": "plain", "type": "full_sync", "options": {"exclude": ["' + b"*" * 17 + b'"]}}',
         b'{"integrationId": "pl\\u0000ain", "type": "full_sync"}',
         b'{"integrationId": "pl\xffain", "type": "full_sync"}',
         b"[" * 100_000,
@@ -196,7 +199,7 @@ def test_a_body_may_come_in_pieces_of_unknown_length(system: System, plain: str)
         b'{"integrationId": "plain", "type": "full_sync", "n": ' + b"9" * 5000 + b"}",
         "\ufeff{}".encode("utf-16"),
     ],
-    ids=range(20),
+    ids=range(23),
 )
 def test_what_is_no_job_is_refused_and_leaves_nothing(system: System, plain: str, body: bytes) -> None:
     before = system.head()
@@ -338,6 +341,14 @@ def test_stop_all_stops_what_is_queued_or_running(system: System, plain: str) ->
         assert every == {"success": True, "stoppedJobs": 1, "jobs": [other]}  # one was stopping already
         assert system.ok("POST", "/api/sync/jobs/stop-all") == {"success": True, "stoppedJobs": 0, "jobs": []}
     assert [system.wait(id)["status"] for id in (running, other)] == ["stopped", "stopped"]
+
+
+def test_what_selects_too_much_is_refused(system: System, plain: str) -> None:
+    many = [f"{number:0100d}" for number in range(9_000)]
+    body = {"integrationId": plain, "type": "selective", "options": {"entities": many}}
+    before = system.head()
+    refused(system.post("/api/sync/jobs", body), 413, "PAYLOAD_TOO_LARGE")
+    assert before == system.head()
 
 
 def test_stop_all_finds_what_somebody_else_queued_a_moment_ago(system: System, plain: str) -> None:
