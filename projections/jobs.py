@@ -104,7 +104,7 @@ def _fold(row: Row | None, recorded: messages.Recorded) -> Row | None:
             status = "running" if event.running else "queued"
             return replace(row, status=status, error=None, completed_at=None, duration_ms=None)
         case jobs.Stopped():
-            return _ended(row, "stopped", at, event.counters)
+            return replace(_ended(row, "stopped", at, event.counters), error=None)
         case jobs.Completed():
             row = replace(_ended(row, "completed", at, event.counters), progress=100, duration_ms=event.duration_ms)
             return replace(row, result=bytes(event.result).decode())

@@ -203,6 +203,7 @@ async def rebuild(database: Database, store: Store, projection: Projection) -> i
 
     The live one serves on meanwhile; at the end the projector waits for the last few events.
     """
+    await projector.prepare(database, [projection])
     beside = await _make(database, projection)
     position = 0
     while events := await store.read(position, _PAGE):

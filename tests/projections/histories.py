@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -49,9 +49,11 @@ class World:
         self._random = random.Random(seed)
         self._states: dict[tuple[str, str, str], Any] = {}
 
-    def history(self, commands: int) -> Iterator[Said]:
-        for _ in range(commands):
-            yield from self.say(*self._any())
+    def history(self, events: int) -> list[Said]:
+        said: list[Said] = []
+        while len(said) < events:
+            said += self.say(*self._any())
+        return said
 
     def say(self, context: Any, tenant: str, id: str, command: messages.Command) -> list[Said]:
         name = (context.STREAM, tenant, id)

@@ -40,7 +40,7 @@ async def folded(store: Store, projection: Projection, name: str, page: int, unt
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_the_size_of_the_pages_does_not_matter(store: Store, seed: int) -> None:
-    head = await fill(store.database, list(World(seed).history(500)))
+    head = await fill(store.database, World(seed).history(500))
     for projection in projections.ALL:
         [first, *others] = [
             await folded(store, projection, f"{schema(projection)}_by_{page}", page, head) for page in (1, 7, 500)
@@ -62,7 +62,7 @@ async def live(store: Store, head: int) -> None:
 
 
 async def test_a_rebuild_equals_what_was_live(store: Store) -> None:
-    head = await fill(store.database, list(World(7).history(400)))
+    head = await fill(store.database, World(7).history(400))
     await live(store, head)
     for projection in projections.ALL:
         before = await tables(store.database, schema(projection))
@@ -73,8 +73,15 @@ async def test_a_rebuild_equals_what_was_live(store: Store) -> None:
     assert {row["nspname"] for row in schemas} == {schema(projection) for projection in projections.ALL}
 
 
+async def test_what_was_never_made_can_be_rebuilt(store: Store) -> None:
+    head = await fill(store.database, World(8).history(50))
+    assert await doctor.rebuild(store.database, store, jobs_read) == head
+    assert await projector.positions(store.database, [jobs_read]) == {"jobs": head}
+    assert (await tables(store.database, schema(jobs_read)))["jobs"]
+
+
 async def test_jobs_say_what_the_domain_says(store: Store) -> None:
-    head = await fill(store.database, list(World(11).history(600)))
+    head = await fill(store.database, World(11).history(600))
     await live(store, head)
     rows = await store.database.fetch("select * from rm_jobs_1.jobs")
     assert len(rows) > 20
@@ -98,7 +105,7 @@ async def test_jobs_say_what_the_domain_says(store: Store) -> None:
 
 
 async def test_integrations_count_what_happened(store: Store) -> None:
-    head = await fill(store.database, list(World(13).history(900)))
+    head = await fill(store.database, World(13).history(900))
     await live(store, head)
     log = await store.read(0, 10_000)
     rows = [
@@ -138,7 +145,7 @@ async def test_integrations_count_what_happened(store: Store) -> None:
 
 
 async def test_keys_and_tenants(store: Store) -> None:
-    head = await fill(store.database, list(World(17).history(600)))
+    head = await fill(store.database, World(17).history(600))
     await live(store, head)
     for tenant in ("main", "second"):
         for row in await keys_read.list_(store.database, tenant):

@@ -126,7 +126,7 @@ async def test_what_others_did_meanwhile_counts_after_the_repair(store: Store) -
 
 
 async def test_random_poison(store: Store) -> None:
-    said = list(World(3).history(400))
+    said = World(3).history(400)
     await fill(store.database, said)
     broken = {position: await break_event(store, position) for position in range(5, len(said), 37)}
     await apply(store, 50)
