@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import http.client
 import re
+import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -289,6 +291,23 @@ def test_a_revoked_key_opens_nothing_from_then_on(system: System) -> None:
     assert system.get(HARMLESS, token=token).status == 401
     system.replaced("gateway", system.kill("gateway"))
     assert system.get(HARMLESS, token=token).status == 401
+
+
+def test_a_token_is_kept_nowhere(system: System) -> None:
+    token = system.key("matrix-canary", "jobs", "files")
+    assert system.get(HARMLESS, token=token).status == 200
+    assert system.get("/api/v1/feeds/events", token=token).status == 403
+    system.call("POST", "/api/sync/jobs", b"{", token=token)
+    secret = token.rpartition("_")[2]
+    for needle in (secret, system.ready["admin_token"].rpartition("_")[2]):
+        found = subprocess.run(["grep", "-rlFa", needle, system.directory, system.log], capture_output=True, text=True)
+        names = {Path(name).name for name in found.stdout.split()}
+        assert names <= (set() if needle == secret else {"ready.json", "admin.token"})
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            assert secret.encode() not in path.read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
 
 
 def test_closed_to_everybody_without_a_token(tmp_path_factory: pytest.TempPathFactory) -> None:
