@@ -380,6 +380,23 @@ def test_a_failed_job_is_resumed_when_its_cause_is_gone(system: System) -> None:
     refused(system.post(f"/api/sync/jobs/{id}/resume"), 409, "INVALID_STATE")
 
 
+def test_of_many_who_resume_stop_or_delete_at_once_one_does(system: System, plain: str) -> None:
+    system.integration("raced", system.place(), system.place())
+    id = system.queue("raced")
+    assert system.wait(id)["status"] == "failed"
+    with system.idle():
+        resumed = at_once(16, lambda _: system.post(f"/api/sync/jobs/{id}/resume"))
+        assert sorted(answer.status for answer in resumed) == [200] + [409] * 15
+        waiting = system.queue(plain)
+        stopped = at_once(16, lambda _: system.post(f"/api/sync/jobs/{waiting}/stop"))
+        assert sorted(answer.status for answer in stopped) == [200] + [409] * 15
+        deleted = at_once(16, lambda _: system.call("DELETE", f"/api/sync/jobs/{waiting}"))
+        assert sorted(answer.status for answer in deleted) == [200] + [404] * 15
+    assert system.wait(id)["status"] == "failed"
+    types = [one["type"] for one in system.events() if one["subject"].endswith((id, waiting))]
+    assert [types.count(f"jobs.{name}") for name in ("resumed", "stopped", "deleted")] == [1, 1, 1]
+
+
 def test_a_job_resumed_while_another_of_its_integration_runs_is_queued(system: System) -> None:
     source = system.place()
     system.integration("behind", source, system.place())
