@@ -98,7 +98,7 @@ class EventStore(Struct, forbid_unknown_fields=True):
 class Relay(Struct, forbid_unknown_fields=True):
     batch_messages: Annotated[int, Meta(ge=1, le=1000)] = 1000
     batch_bytes: Positive = 8 * 1024 * 1024
-    pace_s: Annotated[float, Meta(ge=0)] = 0.002
+    pace_s: Annotated[float, Meta(ge=0)] = 0.008
     check_s: Seconds = 10.0
     publish_timeout_s: Seconds = 5.0
     poll_s: Seconds = 1.0
@@ -112,7 +112,7 @@ class Tail(Struct, forbid_unknown_fields=True):
     poll_s: Seconds = 1.0
     client_poll_s: Seconds = 0.25
     grace_s: Annotated[float, Meta(ge=0)] = 0.02
-    pace_s: Annotated[float, Meta(ge=0)] = 0.005
+    pace_s: Annotated[float, Meta(ge=0)] = 0.01
     page: Positive = 1000
 
 
