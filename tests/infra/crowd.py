@@ -5,30 +5,49 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+from collections.abc import Awaitable, Callable
+from functools import partial
 from uuid import UUID
 
 from infra.db import Database
 from infra.eventstore.mapper import LogNotification
-from infra.eventstore.recorder import Appended, Recorder, append_group, prepare
+from infra.eventstore.recorder import Append, Appended, Recorder, append_group, prepare
 from infra.eventstore.writer import Writer
 from tests.infra.appends import append, whole
+
+#: What a reader saw: position and event id, in its order. It returns when the event is set and there is no more.
+Seen = list[tuple[int, UUID]]
+Reader = Callable[[asyncio.Event], Awaitable[Seen]]
+
+
+def some_events() -> Append:
+    return append(count=random.randint(1, 3))
 
 
 class Crowd:
     """`commits` appends by 16 writers: half of them share writer tasks, half call the function in transactions of
     their own, which they hold open for a while and now and then roll back."""
 
-    def __init__(self, database: Database, writers: list[Writer], commits: int, pause_s: float = 0.002) -> None:
+    def __init__(
+        self,
+        database: Database,
+        writers: list[Writer],
+        commits: int,
+        make: Callable[[], Append] = some_events,
+        pause_s: float = 0.002,
+    ) -> None:
         self._database, self._writers = database, writers
-        self._left, self._pause_s = commits, pause_s
+        self._left, self._make, self._pause_s = commits, make, pause_s
         self._ended = asyncio.Event()
         self.acknowledged: set[UUID] = set()
         self.rolled_back: set[UUID] = set()
 
-    async def run(self, readers: int = 4) -> list[LogNotification]:
-        """The log, after the readers were found to have read exactly that."""
+    async def run(self, *others: Reader) -> list[LogNotification]:
+        """The log, after the readers, ours and others, were found to have read exactly that."""
+        before = {note.event_id for note in await whole(self._database)}
         lingering = [asyncio.create_task(self._linger(n)) for n in range(2)]
-        reading = [asyncio.create_task(self._read(random.choice((1, 3, 50, 1000)))) for _ in range(readers)]
+        ours = [partial(self._read, page) for page in (1, 3, 50, 1000)]
+        reading = [asyncio.ensure_future(reader(self._ended)) for reader in (*ours, *others)]
         async with asyncio.TaskGroup() as group:
             for number in range(8):
                 group.create_task(self._queueing(self._writers[number % len(self._writers)]))
@@ -36,11 +55,11 @@ class Crowd:
         self._ended.set()
         await asyncio.gather(*lingering)
         log = await whole(self._database)
-        seen = [(note.id, note.event_id, note.hash) for note in log]
+        seen = [(note.id, note.event_id) for note in log]
         for read in await asyncio.gather(*reading):
             assert read == seen
         stored = {note.event_id for note in log}
-        assert stored == self.acknowledged
+        assert stored - before == self.acknowledged
         assert self.rolled_back.isdisjoint(stored)
         assert all(earlier.recorded_at <= later.recorded_at for earlier, later in itertools.pairwise(log))
         return log
@@ -51,16 +70,16 @@ class Crowd:
 
     async def _queueing(self, writer: Writer) -> None:
         while self._next():
-            command = append(count=random.randint(1, 3))
+            command = self._make()
             answer = await writer.append(command)
-            assert answer.count == len(command.writes[0].events)
-            self.acknowledged |= {event.event_id for event in command.writes[0].events}
+            assert answer.count == len(_ids(command))
+            self.acknowledged |= _ids(command)
 
     async def _by_hand(self) -> None:
         connection = await self._database.connect()
         while self._next():
-            command = append(count=random.randint(1, 3))
-            ids = {event.event_id for event in command.writes[0].events}
+            command = self._make()
+            ids = _ids(command)
             transaction = connection.transaction()
             await transaction.start()
             if random.random() < 0.3:  # a transaction number of its own, taken long before the append
@@ -85,15 +104,19 @@ class Crowd:
             await self._ended.wait()
         await connection.close()
 
-    async def _read(self, page: int) -> list[tuple[int, UUID, bytes]]:
+    async def _read(self, page: int, ended: asyncio.Event) -> Seen:
         recorder = Recorder(self._database)
-        found: list[tuple[int, UUID, bytes]] = []
+        found: Seen = []
         while True:
-            last = self._ended.is_set()
+            last = ended.is_set()
             notes = await recorder.select_notifications(
                 found[-1][0] if found else 0, random.randint(1, page), inclusive_of_start=False
             )
-            found += [(note.id, note.event_id, note.hash) for note in notes]
+            found += [(note.id, note.event_id) for note in notes]
             if last and not notes:
                 return found
             await asyncio.sleep(0 if notes else 0.001)
+
+
+def _ids(command: Append) -> set[UUID]:
+    return {event.event_id for write in command.writes for event in write.events}
