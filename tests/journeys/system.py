@@ -221,6 +221,7 @@ class System:
             return done
 
         done = False
+        hold()
         with ThreadPoolExecutor(1) as pool:
             holding = pool.submit(until, hold, 3600)
             try:
