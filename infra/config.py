@@ -98,7 +98,7 @@ class EventStore(Struct, forbid_unknown_fields=True):
 class Relay(Struct, forbid_unknown_fields=True):
     batch_messages: Annotated[int, Meta(ge=1, le=1000)] = 1000
     batch_bytes: Positive = 8 * 1024 * 1024
-    pace_s: Annotated[float, Meta(ge=0)] = 0.008
+    pace_s: Annotated[float, Meta(ge=0)] = 0.004
     check_s: Seconds = 10.0
     publish_timeout_s: Seconds = 5.0
     poll_s: Seconds = 1.0
