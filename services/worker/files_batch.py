@@ -2,9 +2,10 @@
 
 A rename before the file is on disk can leave an empty file after a power cut, and an fsync for each small file costs
 more than copying it. So files are written in batches, one syncfs() makes a whole batch durable while the next is being
-written, and then the batch is put in its place. On filesystems whose syncfs() is no promise each file gets its fsync.
-The final syncfs() of the job makes the renames durable. Written pages leave the cache once they are on disk: what reads
-a copy back reads the disk, and a large sync does not drive out what others use.
+written, and then the batch is put in its place; the slower the disk, the larger the batches. On filesystems whose
+syncfs() is no promise each file gets its fsync. The final syncfs() of the job makes the renames durable. Written pages
+leave the cache once they are on disk: what reads a copy back reads the disk, and a large sync does not drive out what
+others use.
 """
 
 from __future__ import annotations
@@ -87,8 +88,15 @@ class Syncer:
         self._wanted: SimpleQueue[bool] = SimpleQueue()
         self._said: SimpleQueue[OSError | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._busy = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether no sync was begun, or the one that was has come to its end."""
+        return not self._busy or not self._said.empty()
 
     def begin(self) -> None:
+        self._busy = True
         if not self.covers:
             self._said.put(OSError(errno.EOPNOTSUPP, "syncfs"))
             return
@@ -99,7 +107,9 @@ class Syncer:
 
     def end(self) -> OSError | None:
         """Waits for the sync that was begun."""
-        return self._said.get()
+        said = self._said.get()
+        self._busy = False
+        return said
 
     def now(self) -> None:
         """Makes everything durable. Raises OSError."""

@@ -24,9 +24,8 @@ from services.worker.files_journal import Journal, Put
 from services.worker.files_trash import Trash
 
 FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-_BATCH_FILES = 256
-_BATCH_BYTES = 64 << 20
-_SMALL_BYTES = 16 << 20
+_BATCH_FILES, _BATCH_FILES_MOST = 256, 2048
+_BATCH_BYTES, _BATCH_BYTES_MOST = 16 << 20, 64 << 20
 _STRETCHES = 32
 _STRETCH_MIN, _STRETCH_MAX = 32, 1024
 _WEIGHT = 128 << 10
@@ -118,7 +117,8 @@ class Executor:
         self._shared: set[bytes] = set()
         self._token = secrets.token_hex(4).encode()
         self._names = 0
-        self._limit = _batch_files()
+        self._most = _batch_files()
+        self._enough = min(_BATCH_FILES, self._most)
 
     def run(self) -> None:
         """Works the queue off, or until a stop; what was written by then is put in its place."""
@@ -309,8 +309,9 @@ class Executor:
         batch.entries.append(item)
         batch.files += 1
         batch.bytes += put.moved
-        full = batch.bytes >= (_SMALL_BYTES if item.data is not None else _BATCH_BYTES)
-        if full or batch.files >= self._limit:
+        enough = batch.files >= self._enough or batch.bytes >= _BATCH_BYTES
+        most = batch.files >= self._most or batch.bytes >= _BATCH_BYTES_MOST
+        if most or (enough and self._syncer.idle):  # while one batch is synced, the next grows
             self._submit()
 
     def _submit(self) -> None:
@@ -379,8 +380,8 @@ def unlock(folder: int) -> bool:
 def _batch_files() -> int:
     """How many files a batch may hold open: three batches, their folders, and room for the rest."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 8 * _BATCH_FILES + 256
+    wanted = 8 * _BATCH_FILES_MOST + 256
     if soft != resource.RLIM_INFINITY and soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return _BATCH_FILES if soft == resource.RLIM_INFINITY else max(min(_BATCH_FILES, (soft - 256) // 8), 8)
+    return _BATCH_FILES_MOST if soft == resource.RLIM_INFINITY else max(min(_BATCH_FILES_MOST, (soft - 256) // 8), 8)
