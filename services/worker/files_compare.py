@@ -28,6 +28,7 @@ _CHUNK_FILES = 256
 _AHEAD = 32
 _COLD_S = 60e-6  # a file that is in the cache takes a quarter of it
 _CHUNK_BYTES = 32 << 20
+_PARTS = 8
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 Known = tuple[bytes, int, int, int, int, int, int]
@@ -66,18 +67,22 @@ def read(path: Path) -> Iterator[Found]:
 
 
 class Earlier:
-    """What earlier runs of this job found, asked in the order of `key`."""
+    """What earlier runs of this job found, asked in the order of `key`, of a folder as often as it is wanted."""
 
     def __init__(self, files: Iterable[Path]) -> None:
         self._stream = heapq.merge(*map(read, files), key=lambda found: key(found.path))
         self._head = next(self._stream, None)
+        self._last: tuple[bytes, list[Found]] | None = None
 
     def folder(self, path: bytes) -> list[Found]:
-        wanted, here = key(path), []
+        if self._last is not None and self._last[0] == path:
+            return self._last[1]
+        wanted, here = key(path), list[Found]()
         while self._head is not None and key(self._head.path) <= wanted:
             if self._head.path == path:
                 here.append(self._head)
             self._head = next(self._stream, None)
+        self._last = path, here
         return here
 
     def verdicts(self, path: bytes) -> Mapping[bytes, Verdict]:
@@ -92,14 +97,31 @@ class Earlier:
 
 
 class Task(NamedTuple):
-    """Pairs of one size in a folder: sizes, and what identifies them."""
+    """Rows of a folder of the source, to be compared with those of the same names in the target."""
 
-    path: bytes
-    pairs: list[tuple[int, Known]]
+    source: Folder
+    target: Folder
+    start: int
+    stop: int
+
+    def pairs(self) -> list[tuple[int, Known]]:
+        """Files of one size: that size, and what identifies them."""
+        ours, theirs = self.source.inodes()[self.start : self.stop], self.target.inodes()
+        if self.source.body == self.target.body:
+            theirs = theirs[self.start : self.stop]
+        else:
+            there = {row[0]: row for row in theirs}
+            ours = [row for row in ours if row[0] in there]
+            theirs = [there[row[0]] for row in ours]
+        return [
+            (one[2], (one[0], *one[3:], *other[3:]))
+            for one, other in zip(ours, theirs, strict=True)
+            if one[2] == other[2] and one[1] == other[1] == "file"
+        ]
 
 
 class Queue:
-    """Hands out pairs in order, to whichever process asks next; a folder of large files in several parts."""
+    """Hands out rows in order, to whichever process asks next; a folder of many or large files in several parts."""
 
     def __init__(self, board: Board, source: Listing, target: Listing) -> None:
         self._board, self._source, self._target = board, source, target
@@ -118,34 +140,29 @@ class Queue:
                     continue
                 if files >= _CHUNK_FILES or size >= _CHUNK_BYTES:
                     break
-                pairs = _pairs(source, target)
-                until = row
-                while until < len(pairs) and (until == row or size < _CHUNK_BYTES):
-                    size += pairs[until][0]
-                    until += 1
-                if until > row:
-                    tasks.append(Task(source.path, pairs[row:until]))
-                    files += until - row
+                until, more = _part(source, row)
+                if source.files and target.files:
+                    tasks.append(Task(source, target, row, until))
+                    files, size = files + until - row, size + more
                 row = until
-                if row >= len(pairs):
+                if row >= source.count:
                     ours, theirs, row = source.end, target.end, 0
             heads[0], heads[1], heads[2] = ours, theirs, row
         return tasks
 
 
-def _pairs(source: Folder, target: Folder) -> list[tuple[int, Known]]:
-    if not source.files or not target.files:
-        return []
-    ours, theirs = source.inodes(), target.inodes()
-    if source.body != target.body:
-        there = {row[0]: row for row in theirs}
-        ours = [row for row in ours if row[0] in there]
-        theirs = [there[row[0]] for row in ours]
-    return [
-        (one[2], (one[0], *one[3:], *other[3:]))
-        for one, other in zip(ours, theirs, strict=True)
-        if one[2] == other[2] and one[1] == other[1] == "file"
-    ]
+def _part(source: Folder, row: int) -> tuple[int, int]:
+    """The end of a part of a folder that begins at a row, and its bytes. A part has some share of the folder's rows,
+    since each costs reading all of them."""
+    sizes = source.sizes()
+    until = min(row + max(_CHUNK_FILES, source.count // _PARTS), source.count)
+    size = sum(sizes[row:until])
+    if size > _CHUNK_BYTES:
+        size, until = 0, row
+        while until < source.count and size < _CHUNK_BYTES:
+            size += sizes[until]
+            until += 1
+    return until, size
 
 
 class Comparer:
@@ -176,19 +193,21 @@ class Comparer:
 
     def _folder(self, task: Task) -> Found | None:
         """None when a stop was asked for on the way."""
-        before = self._earlier.equal(task.path)
-        found = Found(task.path, {}, [])
-        folders = self._enter(self._ours, task.path), self._enter(self._theirs, task.path)
-        for start in range(0, len(task.pairs), _AHEAD):
+        path = task.source.path
+        before = self._earlier.equal(path)
+        found = Found(path, {}, [])
+        folders = self._enter(self._ours, path), self._enter(self._theirs, path)
+        pairs = task.pairs()
+        if before:
+            found.equal = [pair for _, pair in pairs if before.get(pair[0]) == pair]
+            pairs = [(size, pair) for size, pair in pairs if before.get(pair[0]) != pair]
+        for start in range(0, len(pairs), _AHEAD):
             began = time.monotonic()
-            pairs = task.pairs[start : start + _AHEAD]
-            opened = [_open(*folders, size, pair) for size, pair in pairs if before.get(pair[0]) != pair]
-            found.equal += [pair for _, pair in pairs if before.get(pair[0]) == pair]
-            stopped = self._compare(opened, found)
-            if stopped:
+            some = pairs[start : start + _AHEAD]
+            if self._compare([_open(*folders, size, pair) for size, pair in some], found):
                 return None
-            self._cold = time.monotonic() - began > len(pairs) * _COLD_S
-        self._board.add("compared", len(task.pairs))
+            self._cold = time.monotonic() - began > len(some) * _COLD_S
+        self._board.add("compared", len(pairs))
         return found
 
     def _enter(self, trail: paths.Trail, path: bytes) -> int | None:

@@ -90,6 +90,9 @@ class Folder:
         values = struct.unpack_from(columns(count), self._data, self._rest)
         return names, [values[start : start + count] for start in range(0, len(_COLUMNS) * count, count)]
 
+    def sizes(self) -> tuple[int, ...]:
+        return struct.unpack_from(f"={self.count}Q", self._data, self._rest + 2 * self.count)
+
     def inodes(self) -> list[tuple[bytes, Kind, int, int, int, int]]:
         """Of each entry: name, kind, size, inode, and seconds and nanoseconds of its change time."""
         if not self.count:
