@@ -270,6 +270,15 @@ def test_a_folder_with_more_names_than_a_stretch(world: World) -> None:
     assert world.run().created == 2500
     world.assert_same()
     assert world.run().changes_applied == 0
+    for number in (5, 700, 2400):
+        path = world.target / f"many/{number:05}"
+        st = path.stat()
+        path.write_bytes(b"!" * st.st_size)
+        os.utime(path, ns=(st.st_mtime_ns, st.st_mtime_ns))
+    (world.target / "many/01000").unlink()
+    result = world.run()
+    assert (result.created, result.updated, result.conflicts) == (1, 3, 3)
+    world.assert_same()
 
 
 def test_setuid_is_kept_for_the_same_owner_only(world: World) -> None:
