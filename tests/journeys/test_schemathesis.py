@@ -12,7 +12,8 @@ from tests.journeys.system import ADMIN, System
 HOOKS = Path(__file__).with_name("schemathesis_hooks.py")
 # Valid by the schema is not yet accepted: a path lies outside the roots, a key of idempotency was used before, a
 # position is ahead of the log. Which 5xx are right is judged by the hooks.
-EXCLUDED = "positive_data_acceptance,not_a_server_error"
+# Log lines stay readable after a delete, as the contract has it; that the rest is gone is in test_jobs.
+EXCLUDED = "positive_data_acceptance,not_a_server_error,use_after_free"
 
 
 def fuzz(system: System, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
