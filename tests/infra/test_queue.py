@@ -64,6 +64,12 @@ async def test_a_large_command_is_not_passed_over_while_others_are_many() -> Non
     assert ["large"] in early
 
 
+async def test_a_large_command_comes_before_those_that_wait_for_a_name() -> None:
+    hot = [append("s", n, principal=str(n)) for n in range(20)]
+    queue = filled([*hot, append("large", count=20, principal="large")])
+    assert [streams(queue.take(10)) for _ in range(3)] == [["s"], ["large"], ["s"]]
+
+
 async def test_principals_take_turns() -> None:
     many = [append(f"many/{n}", principal="many") for n in range(1000)]
     queue = filled([*many, *(append(f"few/{n}", principal="few") for n in range(3))])
