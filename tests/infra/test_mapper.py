@@ -123,16 +123,16 @@ def test_damaged_contents_are_unreadable(state: bytes) -> None:
     assert reason(MAPPER, note(stored, state=state)).startswith("people.moved v3: ")
 
 
-@pytest.mark.parametrize("metadata", ["", "null", "{", '{"actor":1}'])
-async def test_damaged_metadata_is_unreadable(database: str, metadata: str) -> None:
+async def test_damaged_metadata_is_unreadable(database: str) -> None:
     opened = Database(database, 1)
     ring = Keyring(opened, b"m" * 32)
     mapper = Mapper(REGISTRY, UPCASTERS, ring)
     await ring.ensure("main", "anna")
-    for event in (Moved(town="x", extra=Raw(b"{}")), Registered("Anna", None, "free")):
-        damaged = note(mapper.to_stored_event(draft(event, "anna")), metadata=metadata)
-        assert mapper.subjects([damaged]) == set()
-        assert reason(mapper, damaged)
+    for metadata in ("", "null", "{", '{"actor":1}'):
+        for event in (Moved(town="x", extra=Raw(b"{}")), Registered("Anna", None, "free")):
+            damaged = note(mapper.to_stored_event(draft(event, "anna")), metadata=metadata)
+            assert mapper.subjects([damaged]) == set()
+            assert reason(mapper, damaged)
     await opened.close()
 
 

@@ -157,38 +157,39 @@ async def test_what_the_application_may_change(db: Database) -> None:
     assert found == _MAY
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "update undrift.events set state = ''",
-        "delete from undrift.events",
-        "truncate undrift.events",
-        "insert into undrift.events select pos + 1, tenant, stream_id, version + 1, topic, schema_version, event_id,"
-        " metadata, state, hash, recorded_at from undrift.events",
-        "select * from undrift.events for update",
-        "update undrift.commands set n = 0",
-        "delete from undrift.claims",
-        "update undrift.epochs set epoch = 7",
-        "update undrift.seals set root = ''",
-        "alter table undrift.events disable trigger all",
-        "alter table undrift.events add column x int",
-        "drop table undrift.events",
-        "create trigger t before insert on undrift.events execute function suppress_redundant_updates_trigger()",
-        "create rule r as on insert to undrift.events do instead nothing",
-        "create or replace function undrift.append() returns void language sql as ''",
-        "create table undrift.mine ()",
-        "drop schema undrift cascade",
-        "update public.undrift_migrations set sha256 = ''",
-        "create role other",
-    ],
-)
-async def test_what_the_application_cannot_do(db: Database, statement: str) -> None:
+#: What it is refused, as any change of the log's shape.
+_MAY_NOT = [
+    "update undrift.events set state = ''",
+    "delete from undrift.events",
+    "truncate undrift.events",
+    "insert into undrift.events select pos + 1, tenant, stream_id, version + 1, topic, schema_version, event_id,"
+    " metadata, state, hash, recorded_at from undrift.events",
+    "select * from undrift.events for update",
+    "update undrift.commands set n = 0",
+    "delete from undrift.claims",
+    "update undrift.epochs set epoch = 7",
+    "update undrift.seals set root = ''",
+    "alter table undrift.events disable trigger all",
+    "alter table undrift.events add column x int",
+    "drop table undrift.events",
+    "create trigger t before insert on undrift.events execute function suppress_redundant_updates_trigger()",
+    "create rule r as on insert to undrift.events do instead nothing",
+    "create or replace function undrift.append() returns void language sql as ''",
+    "create table undrift.mine ()",
+    "drop schema undrift cascade",
+    "update public.undrift_migrations set sha256 = ''",
+    "create role other",
+]
+
+
+async def test_what_the_application_cannot_do(db: Database) -> None:
     async with open_writers(db.dsn) as [writer]:
         await writer.append(append())
     before = await whole(db)
-    with pytest.raises(asyncpg.InsufficientPrivilegeError):
-        await db.execute(statement)
-    assert await whole(db) == before
+    for statement in _MAY_NOT:
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await db.execute(statement)
+        assert await whole(db) == before, statement
 
 
 async def test_every_connection_has_the_application_s_role(db: Database) -> None:
