@@ -77,8 +77,8 @@ class Entry(Struct, frozen=True):
 
 class Folder(Protocol):
     """One folder of a listing. `body` is equal where names, kinds, sizes, times, modes and link targets are; `state`
-    also tells apart what changed in place. `files` counts the entries that are no folders. `hidden` says that
-    something in it is out of the sync's scope, `unreadable` that it could not be listed."""
+    also tells apart what changed in place. `folders` counts the entries that are folders, `files` the others. `hidden`
+    says that something in it is out of the sync's scope, `unreadable` that it could not be listed."""
 
     @property
     def path(self) -> bytes: ...
@@ -88,6 +88,8 @@ class Folder(Protocol):
     def state(self) -> bytes: ...
     @property
     def files(self) -> int: ...
+    @property
+    def folders(self) -> int: ...
     @property
     def hidden(self) -> bool: ...
     @property

@@ -44,6 +44,8 @@ class Folder:
     __slots__ = ("_at", "_body", "_data", "_end", "_entries", "_names", "_rest", "count", "files", "flags", "path")
 
     def __init__(self, data: bytes | mmap.mmap, at: int) -> None:
+        self.count: int
+        self.files: int
         self.flags, path, names, links, self.count, self.files = HEADER.unpack_from(data, at)
         self._data, self._at = data, at
         self._names = at + HEADER.size + path
@@ -60,6 +62,10 @@ class Folder:
     @property
     def state(self) -> bytes:
         return self._data[self._at + _FLAGS : self._end]
+
+    @property
+    def folders(self) -> int:
+        return self.count - self.files
 
     @property
     def hidden(self) -> bool:

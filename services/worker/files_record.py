@@ -239,11 +239,11 @@ def build(
 def _merged(
     step: Step, rows: dict[bytes, tuple[Put, bool]], different: Iterable[bytes], scope: Scope, sure: bool
 ) -> list[Entry]:
-    wanted, found, then = _named(step.source), _named(step.target), _named(step.record)
-    if not found and not then:
-        new = [entry for entry in wanted.values() if entry.kind == "dir"]
+    if step.target is None and step.record is None and step.source is not None:
+        new = [entry for entry in step.source.entries() if entry.kind == "dir"] if step.source.folders else []
         new += [put.entry() for put, done in rows.values() if done and put.op != "delete"]
         return sorted(new, key=_name)
+    wanted, found, then = _named(step.source), _named(step.target), _named(step.record)
     unequal = set(different)
     entries = []
     for name in sorted(found.keys() | then.keys() | wanted.keys() | rows.keys()):

@@ -46,9 +46,11 @@ class Seen:
     hidden: bool = False
     unreadable: bool = False
     files: int = field(init=False)
+    folders: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.files = sum(entry.kind != "dir" for entry in self.listed)
+        self.folders = sum(entry.kind == "dir" for entry in self.listed)
+        self.files = len(self.listed) - self.folders
 
     @property
     def body(self) -> bytes:
