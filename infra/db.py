@@ -50,7 +50,13 @@ class Database:
 
     def __init__(self, dsn: str, size: int = 8, role: str | None = ROLE, name: str = "undrift") -> None:
         self.dsn = dsn
-        self._settings = {"application_name": name, "jit": "off", "timezone": "UTC"}
+        self._settings = {
+            "application_name": name,
+            "jit": "off",
+            "timezone": "UTC",
+            # A process that stands still in the middle of a transaction must not hold the log's lock for ever.
+            "idle_in_transaction_session_timeout": "30s",
+        }
         if role:
             self._settings["role"] = role
         self._free: list[asyncpg.Connection[asyncpg.Record]] = []

@@ -99,6 +99,7 @@ class Crowd:
     async def _linger(self, number: int) -> None:
         """A transaction that is open all the time, with a snapshot and a transaction number older than everything."""
         connection = await self._database.connect()
+        await connection.execute("set idle_in_transaction_session_timeout = 0")
         async with connection.transaction(isolation="repeatable_read"):
             await connection.execute("insert into undrift.tracking values ($1, 0, 0)", f"lingering {number}")
             await self._ended.wait()

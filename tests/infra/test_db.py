@@ -12,6 +12,7 @@ import pytest
 
 from infra import embedded
 from infra.db import CONNECTION_LOST, Database, NotDurable, assert_durable
+from tests.infra.appends import append, open_writers
 
 
 @pytest.fixture
@@ -70,6 +71,18 @@ async def test_an_open_transaction_is_not_given_back(db: Database) -> None:
         await connection.execute("insert into kept values (1)")
     for _ in range(2):
         assert await db.fetchval("select count(*) from kept") == 0
+
+
+async def test_who_stands_still_in_a_transaction_is_put_out(db: Database) -> None:
+    """The log goes on although somebody who holds its lock is not heard of any more."""
+    assert await db.fetchval("show idle_in_transaction_session_timeout") == "30s"
+    still = await db.connect()
+    await still.execute("set idle_in_transaction_session_timeout = '50ms'")
+    await still.execute("begin")
+    await still.execute("select pg_advisory_xact_lock(7305011221)")
+    async with open_writers(db.dsn) as [writer]:
+        assert (await asyncio.wait_for(writer.append(append()), 20)).first == 1
+    still.terminate()
 
 
 async def test_a_failed_statement_does_not_cost_the_connection(db: Database) -> None:
