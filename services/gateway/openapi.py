@@ -173,7 +173,7 @@ def _types(route: Route) -> Iterable[Any]:
 def _operation(route: Route, found: Mapping[Any, dict[str, Any]]) -> dict[str, Any]:
     made: dict[str, Any] = {
         "operationId": re.sub(r"[^a-z0-9]+", "_", f"{route.method}{route.path}".lower()).strip("_"),
-        "tags": [route.handler.__module__.rpartition(".")[2]],
+        "tags": [route.handler.__module__.rpartition(".")[2].partition("_")[0]],
         "summary": route.summary,
         "parameters": [*_in_path(route.path), *map(_shown, route.query)],
         "responses": {str(status): _answer(route, found, kind) for status, kind in route.answers.items()},
