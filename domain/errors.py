@@ -133,6 +133,24 @@ class Unavailable(Error):
     code = "unavailable"
 
 
+class RemoteRefused(Error):
+    """The remote system refuses what was asked; trying again changes nothing."""
+
+    code = "remote_refused"
+
+
+class RemoteUnavailable(Error):
+    """The remote system does not answer as it should; it may later."""
+
+    code = "remote_unavailable"
+
+
+class RemoteBusy(RemoteUnavailable):
+    """The remote system asks to be left alone for a while; `retry_after` says for how many seconds."""
+
+    code = "remote_busy"
+
+
 class TimedOut(Error):
     """The deadline passed before the work could be done."""
 
