@@ -12,7 +12,7 @@ import structlog
 import projections
 from domain import messages
 from infra.config import Projector as Settings
-from infra.db import CONNECTION_LOST, Database
+from infra.db import CONNECTION_LOST, Database, naming_loss
 from infra.eventstore.store import Store
 from infra.tail import Tail
 from projections.table import Connection, Projection, schema
@@ -82,8 +82,7 @@ async def fold_page(
     frozen = await _frozen(connection, projection, name)
     if not frozen and not any(isinstance(event.event, messages.Unreadable) for event in mine):
         try:
-            async with connection.transaction():
-                await projection.apply(connection, name, mine)
+            await _apply(connection, projection, name, mine)
             return
         except TRANSIENT:
             raise
@@ -96,6 +95,15 @@ async def fold_page(
             await _park(connection, projection, name, event, reason)
 
 
+async def _apply(
+    connection: Connection, projection: Projection, name: str, events: Sequence[messages.Recorded]
+) -> None:
+    """Under a savepoint. A connection that dies meanwhile is told apart from an error of ours: it parks nothing."""
+    with naming_loss(connection):
+        async with connection.transaction():
+            await projection.apply(connection, name, events)
+
+
 async def _apply_one(
     connection: Connection, projection: Projection, name: str, event: messages.Recorded, frozen: set[str]
 ) -> str | None:
@@ -105,8 +113,7 @@ async def _apply_one(
     if isinstance(event.event, messages.Unreadable):
         return event.event.reason
     try:
-        async with connection.transaction():
-            await projection.apply(connection, name, [event])
+        await _apply(connection, projection, name, [event])
     except TRANSIENT:
         raise
     except Exception as error:

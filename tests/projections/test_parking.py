@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import asyncpg
+import psycopg
 import pytest
+import structlog.testing
 from msgspec import Raw
 
 import projections
@@ -210,3 +213,35 @@ async def test_a_connection_that_dies_parks_nothing(store: Store) -> None:
     with pytest.raises(ConnectionResetError):
         await apply(store, live=[Dying(ValueError())])
     assert await parked(store, tenants_read) == []
+
+
+async def test_a_session_that_dies_in_the_middle_of_a_page_parks_nothing_and_says_so_of_nothing(store: Store) -> None:
+    """However far asyncpg has understood that its server is gone."""
+    await fill(store.database, job("a"))
+    events = await store.read(0, 100)
+    with psycopg.connect(store.database.dsn, autocommit=True) as owner:
+        for ticks in range(8):
+            with structlog.testing.capture_logs() as logs, pytest.raises(projector.TRANSIENT):
+                async with store.database.transaction() as connection:
+                    await projector.fold_page(connection, Dying(owner, ticks), "rm_jobs_1", events)
+            assert logs == [], ticks
+    assert await store.database.fetchval("select count(*) from undrift.parked") == 0
+
+
+class Dying:
+    """Its session is told to end between two statements, some turns of the event loop before the second."""
+
+    NAME, GENERATION, CONTEXTS = "dying", 1, ("jobs",)
+
+    def __init__(self, owner: psycopg.Connection[Any], ticks: int) -> None:
+        self._owner, self._ticks = owner, ticks
+
+    def ddl(self, name: str) -> str:
+        return ""
+
+    async def apply(self, connection: Connection, name: str, events: Sequence[messages.Recorded]) -> None:
+        pid = await connection.fetchval("select pg_backend_pid()")
+        self._owner.execute("select pg_terminate_backend(%s, 5000)", (pid,))
+        for _ in range(self._ticks):
+            await asyncio.sleep(0)
+        await connection.execute("select")
