@@ -5,9 +5,9 @@ from __future__ import annotations
 from types import UnionType
 from typing import get_args
 
-from domain import integrations, jobs, keys, messages, tenants
+from domain import collections, integrations, items, jobs, keys, messages, tenants
 
-CONTEXTS = (jobs, integrations, keys, tenants)
+CONTEXTS = (jobs, integrations, keys, tenants, items, collections)
 
 
 def _classes(event: UnionType | type[messages.Event]) -> tuple[type[messages.Event], ...]:

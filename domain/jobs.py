@@ -80,6 +80,13 @@ class Progressed(messages.Event, frozen=True, tag="jobs.progressed"):
     counters: Counters
 
 
+class Checkpointed(messages.Event, frozen=True, tag="jobs.checkpointed"):
+    """What the job brought so far is in the log, and it goes on from `cursor`, in the kind's own words."""
+
+    cursor: Raw
+    counters: Counters
+
+
 class StopRequested(messages.Event, frozen=True, tag="jobs.stop_requested"):
     """Gracefully: the operation under way is finished first."""
 
@@ -151,11 +158,25 @@ class Deleted(messages.Event, frozen=True, tag="jobs.deleted"):
     logs: bool
 
 
-Event = Queued | Started | Progressed | StopRequested | Held | Paused | Resumed | Stopped | Completed | Failed | Deleted
+Event = (
+    Queued
+    | Started
+    | Progressed
+    | Checkpointed
+    | StopRequested
+    | Held
+    | Paused
+    | Resumed
+    | Stopped
+    | Completed
+    | Failed
+    | Deleted
+)
 
 
 class Job(Struct, frozen=True):
-    """`attempts` counts starts since the last progress: a job that ends its worker each time is given up."""
+    """`attempts` counts starts since the last progress: a job that ends its worker each time is given up. `cursor` is
+    where it goes on, None for its beginning."""
 
     status: Status | None = None
     queued: Queued | None = None
@@ -165,6 +186,7 @@ class Job(Struct, frozen=True):
     stage: str | None = None
     progress: int = 0
     counters: Counters = Counters()
+    cursor: Raw | None = None
     confirm: str | None = None
     plan: str | None = None
     ended: Stopped | Completed | Failed | None = None
@@ -188,10 +210,12 @@ def evolve(state: Job, event: Event) -> Job:
         case Progressed():
             progress = max(state.progress, event.progress)
             return _with(state, stage=event.stage, progress=progress, counters=event.counters, attempts=0)
+        case Checkpointed():
+            return _with(state, cursor=event.cursor, counters=event.counters, attempts=0)
         case StopRequested():
             return _with(state, status="stopping", graceful=event.graceful)
-        case Held():
-            return _with(state, status="paused", plan=event.plan, counters=event.counters)
+        case Held():  # what somebody confirms is a plan of the whole, so it is made anew
+            return _with(state, status="paused", plan=event.plan, counters=event.counters, cursor=None)
         case Paused():
             return _with(state, status="paused")
         case Resumed():
@@ -241,7 +265,7 @@ def claims(event: Event) -> Iterable[messages.Claim]:
             yield messages.release(*_place(event.ticket))
             for name in _exclusive(event.ticket):
                 yield messages.release(RUNNING, name)
-        case Progressed() | StopRequested() | Deleted():
+        case Progressed() | Checkpointed() | StopRequested() | Deleted():
             return
         case _:
             assert_never(event)
@@ -262,6 +286,13 @@ class Start(messages.Command, frozen=True):
 class Progress(messages.Command, frozen=True):
     stage: str
     progress: int
+    counters: Counters
+
+
+class Checkpoint(messages.Command, frozen=True):
+    """Said together with what was brought."""
+
+    cursor: Raw
     counters: Counters
 
 
@@ -317,7 +348,10 @@ class Delete(messages.Command, frozen=True):
     logs: bool = False
 
 
-Command = Queue | Start | Progress | Stop | Expire | Resume | Hold | Pause | Complete | Fail | EndStop | Delete
+Command = (
+    Queue | Start | Progress | Checkpoint | Stop | Expire | Resume | Hold | Pause | Complete | Fail | EndStop | Delete
+)
+_OfAWorker = Progress | Checkpoint | Hold | Pause | Complete | Fail | EndStop
 
 
 def decide(command: Command, state: Job) -> Sequence[Event]:
@@ -329,7 +363,7 @@ def decide(command: Command, state: Job) -> Sequence[Event]:
     match command:
         case Start():
             return _start(command, state, state.queued)
-        case Progress() | Hold() | Pause() | Complete() | Fail() | EndStop():
+        case Progress() | Checkpoint() | Hold() | Pause() | Complete() | Fail() | EndStop():
             return _work(command, state, ticket)
         case Stop():
             return [] if command.open_only and state.status not in OPEN else _stop(command, state, ticket)
@@ -369,7 +403,7 @@ def _stop(command: Stop, state: Job, ticket: Ticket) -> Sequence[Event]:
             raise errors.InvalidState(f"A {state.status} job cannot be stopped")
 
 
-def _work(command: Progress | Hold | Pause | Complete | Fail | EndStop, state: Job, ticket: Ticket) -> Sequence[Event]:
+def _work(command: _OfAWorker, state: Job, ticket: Ticket) -> Sequence[Event]:
     if state.status not in ("running", "stopping"):
         raise errors.InvalidState(f"The job is {state.status}")
     if isinstance(command, Hold | Pause) and state.status == "stopping":
@@ -379,6 +413,8 @@ def _work(command: Progress | Hold | Pause | Complete | Fail | EndStop, state: J
         case Progress():
             progress = max(state.progress, min(command.progress, 100))
             return [Progressed(stage=command.stage, progress=progress, counters=command.counters)]
+        case Checkpoint():
+            return [Checkpointed(cursor=command.cursor, counters=command.counters)]
         case Hold():
             held = Held(
                 ticket=ticket,

@@ -93,6 +93,8 @@ def _fold(row: Row | None, recorded: messages.Recorded) -> Row | None:
             return replace(row, status="running", started_at=row.started_at or at)
         case jobs.Progressed():
             return _counted(replace(row, stage=event.stage, progress=event.progress), event.counters)
+        case jobs.Checkpointed():
+            return _counted(row, event.counters)
         case jobs.StopRequested():
             return replace(row, status="stopping")
         case jobs.Held():

@@ -1,7 +1,8 @@
 """A worker's child: runs one piece of blocking work at a time, alone in its process, and says how it goes.
 
 Frames on the inherited socket are a 4-byte big-endian length and msgpack. The parent sends a Task, then perhaps a
-Stop; the child answers with any number of reports and ends with a Done or a Failed.
+Stop; the child answers with any number of reports and ends with a Done or a Failed. What a kind brings from outside
+goes up in Changes, each answered by Applied; a Permit is answered by a Wait.
 """
 
 from __future__ import annotations
@@ -10,14 +11,40 @@ import errno
 import select
 import socket
 import sys
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
 from domain import errors, jobs
+
+
+class Collect(Struct, frozen=True):
+    """What a kind that brings items is told beside its specification.
+
+    `known` is the file of what the collection holds, as the run begins. `mark` and `cursor` are JSON: where the last
+    complete run of this configuration ended, and where this job goes on, if it was begun before. `counters` and
+    `progress` are what the job came to so far. `confirm` is the hash of a plan that somebody has seen, `force` that
+    none need be. `seconds` is what is left of a deadline.
+    """
+
+    kind: str
+    collection: str
+    known: str
+    options: bytes = b"{}"
+    secrets: dict[str, str] = field(default_factory=dict)
+    mark: bytes | None = None
+    cursor: bytes | None = None
+    counters: jobs.Counters = jobs.Counters()
+    progress: int = 0
+    confirm: str | None = None
+    force: bool = False
+    max_delete_fraction: float = 0.5
+    max_items: int = 1_000_000
+    seconds: float | None = None
 
 
 class Task(Struct, frozen=True, tag="task"):
@@ -27,16 +54,31 @@ class Task(Struct, frozen=True, tag="task"):
 
     call: str
     spec: bytes
-    roots: tuple[str, ...]
     job: str
     work: str
-    trash: str
-    record: str
-    guards: bytes
+    roots: tuple[str, ...] = ()
+    trash: str = ""
+    record: str = ""
+    guards: bytes = b"{}"
+    collect: Collect | None = None
 
 
 class Stop(Struct, frozen=True, tag="stop"):
     """Finish the operation under way, then end."""
+
+
+class Applied(Struct, frozen=True, tag="applied"):
+    """What became of the Changes before: these are in the log."""
+
+    created: int
+    updated: int
+    deleted: int
+
+
+class Wait(Struct, frozen=True, tag="wait"):
+    """Whether a request may go out: at once (0), or not before so many seconds have passed; then ask again."""
+
+    seconds: float
 
 
 class Report(Struct, frozen=True, tag="report"):
@@ -50,12 +92,64 @@ class Line(Struct, frozen=True, tag="line"):
     message: str
 
 
+class Put(Struct, frozen=True, array_like=True):
+    """`content` is canonical JSON, `hash` its digest."""
+
+    entity: str
+    item: str
+    content: bytes
+    hash: str
+    revision: str | None = None
+
+
+class Remove(Struct, frozen=True, array_like=True):
+    entity: str
+    item: str
+    reason: str
+
+
+class Changes(Struct, frozen=True, tag="changes"):
+    """A part of what was found. With a cursor (JSON) the job can go on behind it; `counters` are the job's by then,
+    except what was created, updated and deleted, which only the log knows. With `keep` they wait for the Done."""
+
+    puts: Sequence[Put] = ()
+    removes: Sequence[Remove] = ()
+    cursor: bytes | None = None
+    counters: jobs.Counters = jobs.Counters()
+    keep: bool = False
+
+
+class Permit(Struct, frozen=True, tag="permit"):
+    """Asks for one more request to a remote."""
+
+    remote: str
+
+
+class Quota(Struct, frozen=True, tag="quota"):
+    """What a remote said about its limits: requests that remain until `reset_at` (Unix, seconds), and for how many
+    seconds it wants none at all."""
+
+    remote: str
+    remaining: int | None = None
+    reset_at: float | None = None
+    retry_after: float | None = None
+
+
+class Seen(Struct, frozen=True):
+    """The outside was seen to its end: `mark` is where the next incremental run begins (JSON; None: where it would
+    have begun), `complete` when everything there is was seen."""
+
+    mark: bytes | None
+    complete: bool
+
+
 class Done(Struct, frozen=True, tag="done"):
-    """`result` is JSON; `stopped` when a stop cut the work short."""
+    """`result` is JSON; `stopped` when a stop cut the work short; `seen` by kinds that bring items."""
 
     result: bytes
     counters: jobs.Counters
     stopped: bool = False
+    seen: Seen | None = None
 
 
 class Failed(Struct, frozen=True, tag="failed"):
@@ -67,8 +161,10 @@ class Failed(Struct, frozen=True, tag="failed"):
     counters: jobs.Counters = jobs.Counters()
 
 
-Said = Report | Line | Done | Failed
-Told = Task | Stop
+Said = Report | Line | Changes | Permit | Quota | Done | Failed
+Told = Task | Stop | Applied | Wait
+
+T = TypeVar("T", Task, Applied, Wait)
 
 _encode = msgspec.msgpack.Encoder().encode
 _told = msgspec.msgpack.Decoder(Told)
@@ -86,23 +182,38 @@ class Parent:
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
         self._stopped = False
+        self._told: deque[Told] = deque()
 
     def say(self, message: Said) -> None:
         self._channel.sendall(frame(message))
 
     def next_task(self) -> Task:
         """Waits for work. Raises EOFError when the parent is gone."""
+        self._told.clear()  # answers to work that has ended
+        task = self.hear(Task)
+        self._stopped = False
+        return task
+
+    def hear(self, kind: type[T]) -> T:
+        """Waits for the next message of a kind. Raises EOFError when the parent is gone."""
         while True:
-            told = self._receive()
-            if isinstance(told, Task):
-                self._stopped = False
-                return told
+            for told in self._told:
+                if isinstance(told, kind):
+                    self._told.remove(told)
+                    return told
+            self._take(self._receive())
 
     def stop_asked(self) -> bool:
         """Whether the parent has asked to stop; costs one system call until it has."""
         while not self._stopped and select.select([self._channel], [], [], 0)[0]:
-            self._stopped = isinstance(self._receive(), Stop)
+            self._take(self._receive())
         return self._stopped
+
+    def _take(self, told: Told) -> None:
+        if isinstance(told, Stop):
+            self._stopped = True
+        else:
+            self._told.append(told)
 
     def _receive(self) -> Told:
         told: Told = _told.decode(self._exactly(int.from_bytes(self._exactly(4), "big")))

@@ -17,11 +17,16 @@ from msgspec import Raw, Struct
 from domain import errors, events, jobs, messages
 
 TOPICS = {
+    "collections.observed",
     "integrations.changed",
     "integrations.created",
     "integrations.deleted",
     "integrations.started",
     "integrations.stopped",
+    "items.created",
+    "items.deleted",
+    "items.updated",
+    "jobs.checkpointed",
     "jobs.completed",
     "jobs.deleted",
     "jobs.failed",
