@@ -134,6 +134,8 @@ _MAY = {
     "undrift.job_progress": {"insert", "update", "delete"},
     "undrift.job_logs": {"insert", "update", "delete"},
     "undrift.file_records": {"insert", "update", "delete"},
+    "undrift.remotes": {"insert", "update", "delete"},
+    "undrift.remote_uses": {"insert", "update", "delete"},
     "undrift_keys.subjects": {"insert", "update", "delete"},
 }
 _RIGHTS = ("insert", "update", "delete", "truncate", "references", "trigger")

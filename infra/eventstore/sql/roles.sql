@@ -28,3 +28,4 @@ grant select on undrift.events, undrift.commands, undrift.claims to undrift_app;
 grant select, insert on undrift.epochs, undrift.seals to undrift_app;
 grant select, insert, update, delete on undrift.leases, undrift.tracking, undrift.parked, undrift.job_progress,
     undrift.job_logs, undrift.file_records, undrift_keys.subjects to undrift_app;
+grant select, insert, update, delete on undrift.remotes, undrift.remote_uses to undrift_app;
