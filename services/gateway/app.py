@@ -15,8 +15,9 @@ from services.gateway.auth import Authenticator, Principal
 from services.gateway.consistency import Reads
 from services.gateway.cors import Cors
 from services.gateway.dialects import OURS
+from services.gateway.dispatch import Dispatch
 from services.gateway.edge import Edge
-from services.gateway.routes import Api, Call, Route, endpoints
+from services.gateway.routes import Api, Call, Route, endpoints, handlers
 from services.gateway.waits import Waits
 from services.main import Process
 
@@ -58,14 +59,15 @@ class Gateway:
             self._look_up, cors, limiter, open_loopback=bool(settings.auth.open_loopback)
         )
         api = Api(process, self.authenticator, self.reads, self.waits, metrics.observe)
+        served = endpoints(api, routes(metrics))
         litestar = Litestar(
-            route_handlers=endpoints(api, routes(metrics)),
+            route_handlers=handlers(served),
             exception_handlers={Exception: dialects.handle},
             openapi_config=None,
             logging_config=None,
         )
         _file_parameters(litestar.asgi_router.root_route_map_node)
-        self.app = Edge(litestar, cors, limiter)
+        self.app = Edge(Dispatch(served, litestar), cors, limiter)
 
     async def _look_up(self, token_sha256: str) -> Principal | None:
         row = await keys_read.by_token(self.process.db, token_sha256)

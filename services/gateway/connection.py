@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
+from urllib.parse import unquote
 
 import httptools
 import uvicorn
@@ -14,7 +16,12 @@ from uvicorn.server import ServerState
 
 from infra import config
 from services.gateway import auth, dialects
+from services.gateway.cycle import EXTENSIONS, Cycle
 from services.gateway.headers import Pair
+from services.gateway.outlet import Outlet, Stream
+
+#: In a scope's `state`: the connection, for an answer that goes on.
+CONNECTION = "undrift.connection"
 
 MAX_TARGET = 16 * 1024
 MAX_HEADER = 64 * 1024
@@ -48,11 +55,12 @@ class Shared:
         )
         self.config.load()
         self._per_address: dict[str, int] = {}
+        self.outlets: set[Outlet] = set()
 
     def welcome(self, address: str) -> bool:
         """Counts a connection, and says whether there is room for it."""
         held = self._per_address[address] = self._per_address.get(address, 0) + 1
-        if len(self.state.connections) > self.settings.connections:
+        if len(self.state.connections) + len(self.outlets) > self.settings.connections:
             return False
         return held <= self.settings.connections_per_address or auth.is_loopback({"client": (address, 0)})
 
@@ -62,6 +70,19 @@ class Shared:
             self._per_address[address] = held
         else:
             self._per_address.pop(address, None)
+
+    def released(self, address: str, outlet: Outlet) -> None:
+        self.outlets.discard(outlet)
+        self.leave(address)
+
+
+def _target(url: bytes) -> tuple[bytes, bytes]:
+    """Path and query of a request's target."""
+    if url.startswith(b"/") and not url.startswith(b"//") and b"#" not in url:
+        path, _, query = url.partition(b"?")
+        return path, query
+    parsed = httptools.parse_url(url)
+    return parsed.path, parsed.query or b""
 
 
 class _Stop(Exception):
@@ -133,6 +154,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope["state"][CONNECTION] = self
         if self._phase != _FRESH:
             self._since = None
         self._phase = _HEADER
@@ -159,15 +181,50 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self._hosts != 1 and (self._hosts or self.parser.get_http_version() != "1.0"):
             raise _Stop
-        self._declining = self.parser.should_upgrade() and not self._should_upgrade()
+        upgrading = self.parser.should_upgrade()
+        self._declining = upgrading and not self._should_upgrade()
         if self._declining:
             if self.parser.get_method() == b"CONNECT":
                 raise _Stop
             return
-        super().on_headers_complete()
+        if upgrading:
+            super().on_headers_complete()
+        else:
+            self._begin()
         self._phase = _BODY
         self._since = None
         self._arrived = 0
+
+    def _begin(self) -> None:
+        """Hands the request to the application, or puts it behind the one before it."""
+        version = self.parser.get_http_version()
+        scope: Any = self.scope
+        scope["method"] = self.parser.get_method().decode("ascii")
+        if version != "1.1":
+            scope["http_version"] = version
+        scope["raw_path"], scope["query_string"] = _target(self.url)
+        path = scope["raw_path"].decode("ascii")
+        scope["path"] = unquote(path) if "%" in path else path
+        scope["extensions"] = EXTENSIONS
+        before = self.cycle
+        self.cycle = Cycle(
+            scope=scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=_QUIET,
+            access_logger=_QUIET,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
+        if before is None or before.response_complete:
+            self._start_asgi_task(self.cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
 
     def on_body(self, body: bytes) -> None:
         self._arrived += len(body)
@@ -194,6 +251,35 @@ class Connection(HttpToolsProtocol):
             self._since = None
         elif self._phase == _IDLE:
             self._since = None
+
+    # an answer that goes on
+
+    def begin_stream(self) -> None:
+        """Before the head of such an answer: HTTP/1.0 knows no chunks, and the end of the connection is its end."""
+        if self.scope["http_version"] == "1.0":
+            self.cycle.chunked_encoding = False
+
+    def hand_over(self, stream: Stream) -> Outlet | None:
+        """After the head: the answer's body is what is pushed into the outlet, whenever that is, and the task of the
+        request may end. None when the client has gone."""
+        if self.cycle.disconnected or self.transport.is_closing():
+            return None
+        self.cycle.response_complete = True
+        self.server_state.total_requests += 1
+        self.pipeline.clear()
+        self.flow.resume_reading()
+        outlet = Outlet(
+            self.transport,
+            stream,
+            partial(self._shared.released, self._address),
+            chunked=bool(self.cycle.chunked_encoding),
+            full=self.flow.write_paused,
+            timeout_s=self._shared.settings.write_timeout_s,
+        )
+        self.transport.set_protocol(outlet)
+        self.connections.discard(self)
+        self._shared.outlets.add(outlet)
+        return outlet
 
     # what the sweep says
 

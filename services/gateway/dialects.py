@@ -18,6 +18,7 @@ from domain import errors
 from infra import db
 from services.gateway import bodies
 from services.gateway import headers as headers_
+from services.gateway.cycle import WHOLE
 
 log = structlog.get_logger("gateway")
 
@@ -152,7 +153,11 @@ class Reply:
             sent.append((b"content-type", self.media))
         if self.status != 204:
             sent.append((b"content-length", b"%d" % len(self.body)))
-        await send({"type": "http.response.start", "status": self.status, "headers": sent})
+        start = {"type": "http.response.start", "status": self.status, "headers": sent}
+        if WHOLE in scope.get("extensions", ()):
+            await send({**start, WHOLE: self.body})
+            return
+        await send(start)
         await send({"type": "http.response.body", "body": self.body})
 
 

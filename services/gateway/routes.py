@@ -150,7 +150,7 @@ class Endpoint:
     def __init__(self, api: Api, routes: Sequence[Route]) -> None:
         self._api = api
         self._routes = {route.method: route for route in routes}
-        self._dialect = routes[0].dialect
+        self.dialect = routes[0].dialect
         allowed = sorted(self._routes.keys() | ({"HEAD"} if "GET" in self._routes else set()))
         self._allow = [(b"allow", ", ".join(allowed).encode())]
 
@@ -158,7 +158,7 @@ class Endpoint:
         method = scope["method"]
         route = self._routes.get("GET" if method == "HEAD" else method)
         if route is None:
-            await self._dialect.condition(405, scope["path"], headers=self._allow)(scope, receive, send)
+            await self.dialect.condition(405, scope["path"], headers=self._allow)(scope, receive, send)
             return
         started = time.perf_counter()
         try:
@@ -180,15 +180,20 @@ class Endpoint:
         return await route.handler(call)
 
 
-def endpoints(api: Api, routes: Sequence[Route]) -> list[ASGIRouteHandler]:
-    """Litestar's handlers: one for each path."""
+def endpoints(api: Api, routes: Sequence[Route]) -> dict[str, Endpoint]:
+    """What serves each path."""
     paths: dict[str, list[Route]] = {}
     for route in routes:
         paths.setdefault(route.path, []).append(route)
+    return {path: Endpoint(api, group) for path, group in paths.items()}
+
+
+def handlers(served: Mapping[str, Endpoint]) -> list[ASGIRouteHandler]:
+    """The same for Litestar."""
     found = []
-    for path, group in paths.items():
-        handler = ASGIRouteHandler(path, opt={"dialect": group[0].dialect}, copy_scope=False)
-        found.append(handler(_function(Endpoint(api, group))))
+    for path, endpoint in served.items():
+        handler = ASGIRouteHandler(path, opt={"dialect": endpoint.dialect}, copy_scope=False)
+        found.append(handler(_function(endpoint)))
     return found
 
 
