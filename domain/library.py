@@ -315,7 +315,7 @@ def decide(command: Command, state: File) -> Sequence[Event]:
             return [_change(command, state)]
         case FindConflict():
             known = (one.found for one in state.open_conflicts())
-            return [] if any(_same(one, command.found) for one in known) else [command.found]
+            return [] if any(same_change(one, command.found) for one in known) else [command.found]
         case Resolve():
             return _resolve(command, state)
         case Reopen():
@@ -373,16 +373,18 @@ def _changed(command: Modify | Touch | Announce | Move, state: File) -> Event:
             assert_never(command)
 
 
-def _same(one: ConflictFound, other: ConflictFound) -> bool:
+def same_change(one: ConflictFound, other: ConflictFound) -> bool:
+    """Whether two reports are the same change of the same device."""
     return (one.device, one.local_change, one.local_hash) == (other.device, other.local_change, other.local_hash)
 
 
 def _resolve(command: Resolve, state: File) -> Sequence[Event]:
     conflict = _conflict(command.conflict, state)
     if conflict.resolved is not None:
-        if conflict.resolved.resolution == command.resolution:
-            return []
-        raise errors.InvalidState("already_resolved: the conflict was resolved otherwise")
+        if conflict.resolved.resolution != command.resolution:
+            raise errors.InvalidState("already_resolved: the conflict was resolved otherwise")
+        if conflict.resolved.awaits is None or command.awaits is not None:
+            return []  # else the bytes that it waited for have come
     resolved = ConflictResolved(
         conflict=command.conflict,
         resolution=command.resolution,

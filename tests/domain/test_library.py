@@ -95,6 +95,17 @@ def test_a_conflict_is_resolved_once_and_says_so_again() -> None:
     given(library, CREATED).when(other).refused(errors.NotFound)
 
 
+def test_bytes_that_a_resolution_waits_for_complete_it() -> None:
+    waits = library.Resolve("c", "client_wins", "d2", awaits="b" * 64)
+    waiting = library.ConflictResolved(conflict="c", resolution="client_wins", device="d2", awaits="b" * 64)
+    given(library, CREATED, FOUND).when(waits).then(waiting)
+    given(library, CREATED, FOUND, waiting).when(waits).then()
+    came = library.Resolve("c", "client_wins", "d2", then=library.Modify(B, expect=1, device="d2"))
+    resolved = library.ConflictResolved(conflict="c", resolution="client_wins", device="d2")
+    modified = library.Modified(path="f/x", place=HERE, content=B, device="d2", number=2)
+    given(library, CREATED, FOUND, waiting).when(came).then(resolved, modified)
+
+
 def test_a_resolution_can_be_undone() -> None:
     resolved = library.ConflictResolved(conflict="c", resolution="client_wins", device="d2")
     modified = library.Modified(path="f/x", place=HERE, content=B, device="d2", number=2)

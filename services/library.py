@@ -1,0 +1,329 @@
+"""What becomes of a library's files: reports of devices, completed uploads, resolutions; each as commands for the log.
+
+The rules are pure (domain.plans.library, domain.library). Here they meet what is there: a `Shelf` looks it up and
+appends, so the same code serves the log and a model of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import uuid
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import NamedTuple, Protocol
+
+from msgspec import Struct, field
+
+from domain import errors, library, messages
+from domain.library import Content, File, Place
+from domain.plans import library as plan
+from domain.plans.library import Known, Reported
+from infra import secrets
+from infra.eventstore.recorder import Claimed
+from infra.eventstore.store import Wish
+
+#: Items of a report that are carried out in one append.
+TOGETHER = 128
+_TRIES = 6
+
+
+class Who(Struct, frozen=True):
+    """Whose library, and which device speaks; `acked` is the position up to which it has acknowledged the feed."""
+
+    tenant: str
+    owner: str
+    actor: str
+    device: str | None = None
+    acked: int = 0
+
+    def metadata(self) -> messages.Metadata:
+        return messages.Metadata(actor=self.actor, owner=self.owner, subject=self.owner)
+
+
+class Item(Struct, frozen=True):
+    """One change as a device reports it; nothing of it is checked yet."""
+
+    path: str
+    change: plan.Change
+    old_path: str | None = None
+    hash: str | None = None
+    size: int | None = None
+    mtime: datetime | None = None
+
+
+class Refusal(Struct, frozen=True):
+    path: str
+    reason: str
+
+
+class Outcome(Struct):
+    """Every reported item is in exactly one of accepted, conflicts and rejected; upload_required is a part of
+    accepted. `position` is where the last effect is complete, 0 where there was none."""
+
+    accepted: list[str] = field(default_factory=list)
+    upload_required: list[str] = field(default_factory=list)
+    conflicts: list[library.ConflictFound] = field(default_factory=list)
+    rejected: list[Refusal] = field(default_factory=list)
+    position: int = 0
+
+
+class Shelf(Protocol):
+    """Where a library's facts are looked up and kept."""
+
+    async def there(self, who: Who, places: Collection[str]) -> Mapping[str, str]:
+        """The files that stand in places now, from the claims: place -> file."""
+
+    async def files(self, who: Who, ids: Collection[str]) -> Mapping[str, File]: ...
+
+    async def known(self, who: Who, places: Collection[str]) -> Mapping[str, Known]:
+        """What the device knew to stand in places."""
+
+    async def contents(self, who: Who, hashes: Collection[str]) -> Mapping[str, tuple[str, int]]:
+        """Bytes that this owner has stored, by either hash: hash -> (BLAKE3, size)."""
+
+    async def append(self, who: Who, wishes: Sequence[Wish]) -> int:
+        """Carries out commands as one; answers the position. Raises Claimed, errors.Conflict."""
+
+
+class Places:
+    """Names for paths that say nothing without the key: what stands in one place on some device shares one."""
+
+    def __init__(self, master: bytes) -> None:
+        self._master = master
+
+    def of(self, who: Who, path: str) -> Place:
+        key = secrets.derive(self._master, "library places", who.tenant, who.owner)
+        names = [self._name(key, one) for one in (path, *plan.ancestors(path))]
+        return Place(names[0], tuple(names[1:]))
+
+    def _name(self, key: bytes, path: str) -> str:
+        return hmac.new(key, plan.folded(path).encode(), hashlib.sha256).hexdigest()[:32]
+
+
+class _Asked(NamedTuple):
+    """A checked item, where it stands, and where it comes from when it moves."""
+
+    item: Reported
+    raw: Item
+    place: Place
+    old: Place | None
+
+    def names(self) -> Iterable[str]:
+        yield from (self.place.at, *self.place.below)
+        if self.old is not None:
+            yield from (self.old.at, *self.old.below)
+
+
+class _View(NamedTuple):
+    there: Mapping[str, str]
+    files: Mapping[str, File]
+    known: Mapping[str, Known]
+    contents: Mapping[str, tuple[str, int]]
+
+    def now(self, place: str) -> Known | None:
+        file = self.there.get(place)
+        return None if file is None else Known(file, self.files[file].hash, self.files[file].device)
+
+
+class _Decided(NamedTuple):
+    """What becomes of one item, and the command for it, if any."""
+
+    wish: Wish | None = None
+    upload: bool = False
+    conflict: library.ConflictFound | None = None
+    reason: str | None = None
+
+
+class Library:
+    """Carries out what devices and people want of a library."""
+
+    def __init__(self, shelf: Shelf, places: Places) -> None:
+        self._shelf, self._places = shelf, places
+
+    async def report(self, who: Who, items: Sequence[Item]) -> Outcome:
+        """One outcome for each item, in order; a bad one never blocks its neighbours."""
+        outcome = Outcome()
+        group: list[_Asked] = []
+        taken: set[str] = set()
+        for item in items:
+            try:
+                asked = self._ask(who, item)
+            except plan.BadPath as bad:
+                outcome.rejected.append(Refusal(item.path, str(bad)))
+                continue
+            exact = {asked.place.at} | ({asked.old.at} if asked.old is not None else set())
+            # What one item frees or takes, or stands below, the next may need: then it waits for its turn.
+            if len(group) >= TOGETHER or not taken.isdisjoint(asked.names()) or self._above(group, exact):
+                await self._carry_out(who, group, outcome)
+                group, taken = [], set()
+            group.append(asked)
+            taken |= exact
+        await self._carry_out(who, group, outcome)
+        return outcome
+
+    async def publish(self, who: Who, path: str, content: Content, knew: Known | None = None) -> Outcome:
+        """A file whose bytes have just been stored. `knew` is what the one who sent them knew to be there, for one
+        who is no device."""
+        place = self._places.of(who, path)
+        item = Item(path, "modified", hash=content.hash, size=content.size, mtime=content.mtime)
+        asked = _Asked(Reported(path, "modified", hash=content.hash, size=content.size), item, place, None)
+        outcome = Outcome()
+        await self._carry_out(who, [asked], outcome, {place.at: knew} if who.device is None else None)
+        return outcome
+
+    @staticmethod
+    def _above(group: Sequence[_Asked], exact: set[str]) -> bool:
+        return any(not exact.isdisjoint(one.names()) for one in group)
+
+    def _ask(self, who: Who, item: Item) -> _Asked:
+        path = plan.check_path(item.path)
+        old = None if item.old_path is None or item.change != "moved" else plan.check_path(item.old_path)
+        reported = Reported(path, item.change, old, item.hash, item.size)
+        return _Asked(reported, item, self._places.of(who, path), None if old is None else self._places.of(who, old))
+
+    async def _carry_out(
+        self,
+        who: Who,
+        group: Sequence[_Asked],
+        outcome: Outcome,
+        knew: Mapping[str, Known | None] | None = None,
+    ) -> None:
+        if not group:
+            return
+        blocked: Claimed | None = None
+        for _ in range(_TRIES):
+            view = await self._look(who, group, knew)
+            decided = [self._decide(who, asked, view) for asked in group]
+            wishes = [one.wish for one in decided if one.wish is not None]
+            try:
+                if wishes:
+                    outcome.position = max(outcome.position, await self._shelf.append(who, wishes))
+            except Claimed as claimed:
+                blocked = claimed
+            except errors.Conflict:
+                blocked = None
+            else:
+                for asked, one in zip(group, decided, strict=True):
+                    _note(outcome, asked, one)
+                return
+            if len(group) > 1:  # the one that stands in the way is found alone
+                for asked in group:
+                    await self._carry_out(who, [asked], outcome, knew)
+                return
+        outcome.rejected.append(Refusal(group[0].item.path, _blocked(group[0], blocked)))
+
+    async def _look(self, who: Who, group: Sequence[_Asked], knew: Mapping[str, Known | None] | None) -> _View:
+        exact = {asked.place.at for asked in group} | {asked.old.at for asked in group if asked.old is not None}
+        there = await self._shelf.there(who, exact)
+        if knew is None:
+            known: Mapping[str, Known] = await self._shelf.known(who, exact)
+        else:
+            known = {place: one for place, one in knew.items() if one is not None}
+        files = await self._shelf.files(who, {*there.values(), *(one.file for one in known.values())})
+        hashes = {asked.item.hash for asked in group if asked.item.hash is not None}
+        return _View(there, files, known, await self._shelf.contents(who, hashes))
+
+    def _decide(self, who: Who, asked: _Asked, view: _View) -> _Decided:
+        item = asked.item
+        if item.hash is not None and item.hash in view.contents:  # by whichever hash it was named
+            item = Reported(item.path, item.change, item.old_path, view.contents[item.hash][0], item.size)
+        here = asked.place if asked.old is None else asked.old
+        there, knew = view.now(here.at), view.known.get(here.at)
+        target = view.now(asked.place.at) if asked.old is not None else None
+        twin = view.there.get(asked.place.at)
+        if twin is not None and item.change != "moved" and view.files[twin].path != item.path:
+            return _Decided(reason="another path differs from it only in case")
+        match plan.judge(item, there, knew, target):
+            case plan.Accepted():
+                return _Decided()
+            case plan.Rejected() as rejected:
+                return _Decided(reason=rejected.reason)
+            case plan.Conflict() as conflict:
+                return self._conflict(who, asked, conflict, view, knew)
+            case plan.Apply() as verdict:
+                return self._apply(who, asked, item, verdict, view)
+
+    def _apply(self, who: Who, asked: _Asked, item: Reported, verdict: plan.Apply, view: _View) -> _Decided:
+        state = library.initial if verdict.file is None else view.files[verdict.file]
+        content = self._content(asked, item, view)
+        changes = verdict.act in ("create", "modify") or (verdict.act == "move" and item.hash not in (None, state.hash))
+        if changes and content is None:
+            return _Decided(upload=True)
+        command = _command(who, asked, verdict, state, content if changes else None)
+        if command is None:
+            return _Decided()
+        file = verdict.file or str(uuid.uuid4())
+        return _Decided(Wish(library, file, command, fresh=verdict.file is None))
+
+    def _content(self, asked: _Asked, item: Reported, view: _View) -> Content | None:
+        stored = None if asked.item.hash is None else view.contents.get(asked.item.hash)
+        return None if stored is None else Content(stored[0], stored[1], asked.raw.mtime)
+
+    def _conflict(self, who: Who, asked: _Asked, conflict: plan.Conflict, view: _View, knew: Known | None) -> _Decided:
+        assert conflict.file is not None
+        if who.device is None:
+            return _Decided(reason="it was changed meanwhile")
+        state, item = view.files[conflict.file], asked.item
+        stored = None if item.hash is None else view.contents.get(item.hash)
+        found = library.ConflictFound(
+            conflict=str(uuid.uuid4()),
+            rule=conflict.rule,
+            path=item.path,
+            place=asked.place,
+            device=who.device,
+            local_change=item.change,
+            local_hash=item.hash if stored is None else stored[0],
+            local_size=item.size if stored is None else stored[1],
+            local_mtime=asked.raw.mtime,
+            base_hash=None if knew is None else knew.hash,
+            server_hash=state.hash,
+            server_device=state.device,
+            server_number=state.number,
+        )
+        for one in state.open_conflicts():
+            if library.same_change(one.found, found):
+                return _Decided(conflict=one.found)
+        return _Decided(Wish(library, conflict.file, library.FindConflict(found)), conflict=found)
+
+
+def _command(
+    who: Who, asked: _Asked, verdict: plan.Apply, state: File, content: Content | None
+) -> library.Change | None:
+    path, place, device = asked.item.path, asked.place, who.device
+    match verdict.act:
+        case "create":
+            assert content is not None
+            return library.Create(path, place, content, device)
+        case "modify":
+            assert content is not None
+            return library.Modify(content, state.number, device)
+        case "move":
+            return library.Move(path, place, state.number, device, content)
+        case "delete":
+            return library.Delete(state.number, device)
+        case "touch":
+            mtime = asked.raw.mtime
+            if mtime is None or state.content is None or mtime == state.content.mtime:
+                return None
+            return library.Touch(state.number, mtime, device)
+
+
+def _note(outcome: Outcome, asked: _Asked, decided: _Decided) -> None:
+    path = asked.item.path
+    if decided.reason is not None:
+        outcome.rejected.append(Refusal(path, decided.reason))
+    elif decided.conflict is not None:
+        outcome.conflicts.append(decided.conflict)
+    else:
+        outcome.accepted.append(path)
+        if decided.upload:
+            outcome.upload_required.append(path)
+
+
+def _blocked(asked: _Asked, claimed: Claimed | None) -> str:
+    if claimed is None:
+        return "it changes too fast; report it again"
+    if claimed.name in asked.place.below:
+        return "a file stands where its folder would be"
+    return "a folder stands there"
