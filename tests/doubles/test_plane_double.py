@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from plane.client import PlaneClient
@@ -21,6 +21,7 @@ from plane.models.projects import CreateProject, UpdateProject
 from plane.models.query_params import PaginatedQueryParams, RetrieveQueryParams, WorkItemQueryParams
 from plane.models.states import CreateState
 from plane.models.work_items import CreateWorkItem, UpdateWorkItem
+from pydantic import BaseModel
 
 from tests.doubles.plane import Plane
 
@@ -40,10 +41,18 @@ ENVELOPE = {
 }
 
 
+T = TypeVar("T", bound=BaseModel)
+
+
+def made(kind: type[T], **fields: Any) -> T:
+    """A model of the client's, as it is read from JSON."""
+    return kind.model_validate(fields)
+
+
 @pytest.fixture
 def plane() -> Iterator[Plane]:
-    with Plane() as made:
-        yield made
+    with Plane() as running:
+        yield running
 
 
 @pytest.fixture
@@ -64,29 +73,29 @@ def get(plane: Plane, path: str, key: str | None = None, method: str = "GET") ->
 
 def test_the_published_client_reads_and_writes_everything_we_sync(client: PlaneClient, plane: Plane) -> None:
     assert client.users.get_me().display_name == "ada"
-    project = client.projects.create("acme", CreateProject(name="Rockets", identifier="ROCK"))
+    project = client.projects.create("acme", made(CreateProject, name="Rockets", identifier="ROCK"))
     id = project.id or ""
     states = client.states.list("acme", id)
     assert [state.group for state in states.results] == ["backlog", "unstarted", "started", "completed", "cancelled"]
-    client.states.create("acme", id, CreateState(name="Review", color="#fff", group="started"))
-    label = client.labels.create("acme", id, CreateLabel(name="bug", color="#f00"))
-    cycle = client.cycles.create("acme", id, CreateCycle(name="One", owned_by=plane.owner, project_id=id))
-    module = client.modules.create("acme", id, CreateModule(name="Engine"))
-    made = client.work_items.create(
-        "acme", id, CreateWorkItem(name="Fly", priority="high", labels=[label.id or ""], assignees=[plane.owner])
+    client.states.create("acme", id, made(CreateState, name="Review", color="#fff", group="started"))
+    label = client.labels.create("acme", id, made(CreateLabel, name="bug", color="#f00"))
+    cycle = client.cycles.create("acme", id, made(CreateCycle, name="One", owned_by=plane.owner, project_id=id))
+    module = client.modules.create("acme", id, made(CreateModule, name="Engine"))
+    flight = client.work_items.create(
+        "acme", id, made(CreateWorkItem, name="Fly", priority="high", labels=[label.id or ""], assignees=[plane.owner])
     )
-    assert (made.name, made.priority, made.sequence_id) == ("Fly", "high", 1)
-    assert client.work_items.retrieve_by_identifier("acme", "ROCK", 1).id == made.id
-    changed = client.work_items.update("acme", id, made.id or "", UpdateWorkItem(priority="low"))
-    assert (changed.priority, changed.updated_at != made.updated_at) == ("low", True)
+    assert (flight.name, flight.priority, flight.sequence_id) == ("Fly", "high", 1)
+    assert client.work_items.retrieve_by_identifier("acme", "ROCK", 1).id == flight.id
+    changed = client.work_items.update("acme", id, flight.id or "", made(UpdateWorkItem, priority="low"))
+    assert (changed.priority, changed.updated_at != flight.updated_at) == ("low", True)
     assert [one.display_name for one in client.projects.get_members("acme", id)] == ["ada"]
     cycles: Any = client.cycles.list("acme", id)
     assert [one.id for one in cycles.results] == [cycle.id]
     assert [one.id for one in client.modules.list("acme", id).results] == [module.id]
     assert [one.name for one in client.labels.list("acme", id).results] == ["bug"]
-    client.work_items.delete("acme", id, made.id or "")
+    client.work_items.delete("acme", id, flight.id or "")
     with pytest.raises(HttpError) as gone:
-        client.work_items.retrieve("acme", id, made.id or "")
+        client.work_items.retrieve("acme", id, flight.id or "")
     assert (gone.value.status_code, gone.value.response) == (
         404,
         {"error": "The requested resource does not exist."},
@@ -98,7 +107,7 @@ def test_the_client_pages_with_cursors_until_it_is_told_to_stop(client: PlaneCli
     wanted = plane.world.items(project, plane.owner, 250)
     cursor, found, cursors = None, [], []
     while True:
-        page = client.work_items.list("acme", project, WorkItemQueryParams(per_page=100, cursor=cursor))
+        page = client.work_items.list("acme", project, made(WorkItemQueryParams, per_page=100, cursor=cursor))
         found += [one.id for one in page.results]
         cursors.append(page.next_cursor)
         assert (page.total_count, page.total_pages, page.count) == (250, 3, len(page.results))
@@ -120,35 +129,37 @@ def test_lists_order_select_and_expand(client: PlaneClient, plane: Plane) -> Non
     plane.world.change("work_items", second, labels=[label], priority="low")
 
     def ids(order: str) -> list[str | None]:
-        return [one.id for one in client.work_items.list("acme", project, WorkItemQueryParams(order_by=order)).results]
+        page = client.work_items.list("acme", project, made(WorkItemQueryParams, order_by=order))
+        return [one.id for one in page.results]
 
     assert ids("-updated_at") == [second, first, third]
     assert ids("created_at") == [first, second, third]
     assert ids("priority") == [first, second, third]
     assert ids("no such column") == [third, second, first]
-    few = client.work_items.retrieve("acme", project, second, RetrieveQueryParams(fields="id,labels", expand="labels"))
+    chosen = made(RetrieveQueryParams, fields="id,labels", expand="labels")
+    few = client.work_items.retrieve("acme", project, second, chosen)
     assert [one.name for one in few.labels if not isinstance(one, str)] == ["bug"]
     assert few.name is None
 
 
 def test_an_external_id_is_found_and_taken_once(client: PlaneClient, plane: Plane) -> None:
     project = plane.world.project("External", plane.owner)
-    create = CreateWorkItem(name="Issue", external_id="42", external_source="github")
-    made = client.work_items.create("acme", project, create)
+    create = made(CreateWorkItem, name="Issue", external_id="42", external_source="github")
+    first = client.work_items.create("acme", project, create)
     with pytest.raises(HttpError) as taken:
         client.work_items.create("acme", project, create)
     said = "Issue with the same external id and external source already exists"
-    assert (taken.value.status_code, taken.value.response) == (409, {"error": said, "id": made.id})
+    assert (taken.value.status_code, taken.value.response) == (409, {"error": said, "id": first.id})
     path = f"/api/v1/workspaces/acme/projects/{project}/work-items/?external_source=github&external_id="
     status, _, body = get(plane, path + "42", plane.key.token)
-    assert (status, body["id"], "results" in body) == (200, made.id, False)
+    assert (status, body["id"], "results" in body) == (200, first.id, False)
     assert get(plane, path + "43", plane.key.token)[0] == 404
 
 
 def test_what_is_not_valid_is_named_field_by_field(client: PlaneClient, plane: Plane) -> None:
     project = plane.world.project("Invalid", plane.owner)
     with pytest.raises(HttpError) as blank:
-        client.work_items.create("acme", project, CreateWorkItem(name=""))
+        client.work_items.create("acme", project, made(CreateWorkItem, name=""))
     assert (blank.value.status_code, blank.value.response) == (400, {"name": ["This field may not be blank."]})
     with pytest.raises(HttpError) as missing:
         client.work_items._post(f"acme/projects/{project}/work-items", {"priority": "huge"})
@@ -210,7 +221,7 @@ def test_lists_hide_what_is_archived_or_a_draft(client: PlaneClient, plane: Plan
         client.work_items.retrieve("acme", project, archived)
     client.projects.archive("acme", project)
     assert client.work_items.list("acme", project).results == []
-    listed = client.projects.list("acme", PaginatedQueryParams(per_page=10)).results
+    listed = client.projects.list("acme", made(PaginatedQueryParams, per_page=10)).results
     assert [one.archived_at is None for one in listed] == [False]
 
 
@@ -220,7 +231,7 @@ def test_a_default_state_stays_and_a_project_changes(client: PlaneClient, plane:
     with pytest.raises(HttpError) as kept:
         client.states.delete("acme", project, default["id"])
     assert kept.value.response == {"error": "Default state cannot be deleted"}
-    assert client.projects.update("acme", project, UpdateProject(name="Renamed")).name == "Renamed"
+    assert client.projects.update("acme", project, made(UpdateProject, name="Renamed")).name == "Renamed"
 
 
 def test_a_webhook_is_signed_over_the_bytes_that_are_sent(plane: Plane) -> None:
