@@ -105,6 +105,8 @@ async def _sweep(shared: Shared) -> None:
         for connection in list(shared.state.connections):
             if isinstance(connection, Connection):
                 connection.check(now)
+        for outlet in list(shared.outlets):
+            outlet.check(now)
 
 
 def _stamp(shared: Shared) -> None:
@@ -114,9 +116,11 @@ def _stamp(shared: Shared) -> None:
 async def _settle(shared: Shared) -> None:
     for connection in list(shared.state.connections):
         connection.shutdown()
+    for outlet in list(shared.outlets):
+        outlet.shutdown()
     loop = asyncio.get_running_loop()
     deadline = loop.time() + shared.settings.shutdown_s
-    while (shared.state.connections or shared.state.tasks) and loop.time() < deadline:
+    while (shared.state.connections or shared.outlets or shared.state.tasks) and loop.time() < deadline:
         await asyncio.sleep(0.01)
 
 
@@ -126,6 +130,8 @@ async def _cut(shared: Shared) -> None:
             connection.cut()
         else:
             connection.transport.abort()
+    for outlet in list(shared.outlets):
+        outlet.cut()
     tasks = list(shared.state.tasks)
     for task in tasks:
         task.cancel()
