@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -13,7 +15,7 @@ import nats
 
 from domain import messages, tenants
 from infra.db import Database
-from infra.eventstore.mapper import Draft, Mapper
+from infra.eventstore.mapper import Draft, LogNotification, Mapper
 from infra.eventstore.recorder import Append, Write
 from tests.infra.appends import open_writers
 from tests.infra.crowd import Crowd, Seen
@@ -70,11 +72,12 @@ class Readers:
         connection = await nats.connect(self._nats)
         subscription = await connection.jetstream().subscribe("evt.>", stream="EVENTS", ordered_consumer=True)
         quiet = 0
-        while not (ended.is_set() and quiet >= 20):
+        while not (ended.is_set() and found and found[-1][0] >= await self._head()):
             try:
-                message = await subscription.next_msg(0.25)
+                message = await subscription.next_msg(1)
             except nats.errors.TimeoutError:
                 quiet += 1
+                assert quiet < 60, "the relay stands still"
                 continue
             quiet = 0
             assert message.headers is not None
@@ -84,28 +87,72 @@ class Readers:
         await connection.close()
         return found
 
+    async def _head(self) -> int:
+        async with aiohttp.ClientSession() as session, session.get(f"{self._url}/readyz") as answer:
+            return int((await answer.json())["head"])
+
+
+class Watched:
+    """A read model, looked at again and again: how far it was, and what was in it at that very moment."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.seen: list[tuple[int, int]] = []
+
+    async def until(self, ended: asyncio.Event) -> None:
+        """Looks until it has come to where the log is after the end."""
+        while True:
+            last = ended.is_set()
+            head, *seen = await self._look()
+            if not self.seen or self.seen[-1][0] != seen[0]:
+                self.seen.append((seen[0], seen[1]))
+            if last and seen[0] == head:
+                return
+            await asyncio.sleep(0.002)
+
+    async def _look(self) -> tuple[int, int, int]:
+        row = await self._database.fetchrow(
+            "select (select max(pos) from undrift.events), pos, (select count(*) from rm_tenants_1.tenants)"
+            " from undrift.tracking where projection = 'tenants' and generation = 1"
+        )
+        assert row is not None
+        return row[0], row[1], row[2]
+
+    def verify(self, log: Sequence[LogNotification]) -> None:
+        """At no moment was there more or less in it than the events up to where it was."""
+        assert self.seen == sorted(self.seen)
+        added = list(accumulate((note.topic == "tenants.added" for note in log), initial=0))
+        for position, count in self.seen:
+            assert count == added[position], position
+
 
 def test_nobody_skips_repeats_or_sees_another_order(tmp_path: Path) -> None:
     system = System(tmp_path).start()
     try:
-        log, crowd = asyncio.run(_crowded(system))
+        log, crowd, watched = asyncio.run(_crowded(system))
         assert len(log) > COMMITS
         assert len(crowd.rolled_back) > COMMITS / 20
         known = {row[0] for row in system.sql("select name from rm_tenants_1.tenants")}
-        assert known >= {note.originator_id.rpartition("/")[2] for note in log if note.topic == "tenants.added"}
+        assert known >= {str(note.originator_id).rpartition("/")[2] for note in log if note.topic == "tenants.added"}
         findings = system.undrift("doctor")
         assert all(finding["well"] for finding in findings["findings"]), findings
+        watched.verify(log)
+        assert len(watched.seen) > 100
         print(f"{COMMITS} commits, {len(log)} events, {len(crowd.rolled_back)} events rolled back")
+        print(f"read models looked at in {len(watched.seen)} positions")
     finally:
         system.stop()
 
 
-async def _crowded(system: System) -> tuple[list, Crowd]:
+async def _crowded(system: System) -> tuple[list[LogNotification], Crowd, Watched]:
     url = system.ready["database_url"]
     database = Database(url, 24)
-    readers = Readers(system)
+    readers, watched, ended = Readers(system), Watched(database), asyncio.Event()
+    watching = asyncio.create_task(watched.until(ended))
     async with open_writers(url, 3) as writers:
         crowd = Crowd(database, writers, COMMITS, some_tenants)
         log = await crowd.run(readers.pages, readers.long_polls, readers.messages)
+    ended.set()
+    await asyncio.wait_for(watching, 120)
     await database.close()
-    return log, crowd
+    return log, crowd, watched

@@ -46,7 +46,7 @@ class Crowd:
         """The log, after the readers, ours and others, were found to have read exactly that."""
         before = {note.event_id for note in await whole(self._database)}
         lingering = [asyncio.create_task(self._linger(n)) for n in range(2)]
-        ours = [partial(self._read, page) for page in (1, 3, 50, 1000)]
+        ours: list[Reader] = [partial(self._read, page) for page in (1, 3, 50, 1000)]
         reading = [asyncio.ensure_future(reader(self._ended)) for reader in (*ours, *others)]
         async with asyncio.TaskGroup() as group:
             for number in range(8):

@@ -128,7 +128,8 @@ class System:
         file = self.base / "undrift.toml"
         file.write_text(self.settings)
         own = {name: text for name, text in os.environ.items() if not name.startswith("UNDRIFT_")}
-        command = [UNDRIFT, "up", "--data-dir", self.directory, "--port", "0", "--root", self.roots, "--config", file]
+        command: list[str | Path] = [UNDRIFT, "up", "--data-dir", self.directory, "--port", "0"]
+        command += ["--root", self.roots, "--config", file]
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(command, env={**own, **self.variables}, stdout=log, stderr=log)
         assert until(lambda: ready.exists() or self.ended), self.said()
