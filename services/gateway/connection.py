@@ -20,9 +20,6 @@ from services.gateway.cycle import EXTENSIONS, Cycle
 from services.gateway.headers import Pair
 from services.gateway.outlet import Outlet, Stream
 
-#: In a scope's `state`: the connection, for an answer that goes on.
-CONNECTION = "undrift.connection"
-
 MAX_TARGET = 16 * 1024
 MAX_HEADER = 64 * 1024
 MAX_FIELDS = 200
@@ -154,7 +151,6 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["state"][CONNECTION] = self
         if self._phase != _FRESH:
             self._since = None
         self._phase = _HEADER
@@ -220,6 +216,7 @@ class Connection(HttpToolsProtocol):
             keep_alive=version != "1.0" and self.parser.should_keep_alive(),
             on_response=self.on_response_complete,
         )
+        self.cycle.hand_over = self._hand_over
         if before is None or before.response_complete:
             self._start_asgi_task(self.cycle, self.app)
         else:
@@ -252,19 +249,8 @@ class Connection(HttpToolsProtocol):
         elif self._phase == _IDLE:
             self._since = None
 
-    # an answer that goes on
-
-    def begin_stream(self) -> None:
-        """Before the head of such an answer: HTTP/1.0 knows no chunks, and the end of the connection is its end."""
-        if self.scope["http_version"] == "1.0":
-            self.cycle.chunked_encoding = False
-
-    def hand_over(self, stream: Stream) -> Outlet | None:
-        """After the head: the answer's body is what is pushed into the outlet, whenever that is, and the task of the
-        request may end. None when the client has gone."""
-        if self.cycle.disconnected or self.transport.is_closing():
-            return None
-        self.cycle.response_complete = True
+    def _hand_over(self, cycle: Cycle, stream: Stream) -> None:
+        """An outlet takes our place in front of the transport, and this connection's part is over."""
         self.server_state.total_requests += 1
         self.pipeline.clear()
         self.flow.resume_reading()
@@ -272,14 +258,14 @@ class Connection(HttpToolsProtocol):
             self.transport,
             stream,
             partial(self._shared.released, self._address),
-            chunked=bool(self.cycle.chunked_encoding),
+            chunked=bool(cycle.chunked_encoding),
             full=self.flow.write_paused,
             timeout_s=self._shared.settings.write_timeout_s,
         )
         self.transport.set_protocol(outlet)
         self.connections.discard(self)
         self._shared.outlets.add(outlet)
-        return outlet
+        stream.opened(outlet)
 
     # what the sweep says
 

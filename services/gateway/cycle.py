@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
+from services.gateway.outlet import Stream
+
 #: An answer's body, in the message that begins it: then it is the whole answer. A server that takes this says so
 #: under this name in the scope's extensions.
 WHOLE = "undrift.whole"
-EXTENSIONS: dict[str, dict[object, object]] = {WHOLE: {}}
+#: A stream, likewise: the rest of the answer is what it pushes, whenever that is, and the request's task may end.
+STREAM = "undrift.stream"
+EXTENSIONS: dict[str, dict[object, object]] = {WHOLE: {}, STREAM: {}}
 
 
 class Cycle(RequestResponseCycle):
     """Head and body of an answer that is whole leave in one write: every write costs a system call, and wakes the
     client once more."""
 
+    hand_over: Callable[[Cycle, Stream], None]
+
     async def send(self, message: Any) -> None:
         body = message.get(WHOLE)
         if body is None:
-            await super().send(message)
+            await (self._begin_stream(message) if STREAM in message else super().send(message))
         elif self.response_started or self.flow.write_paused or self.disconnected or not self.keep_alive:
             await super().send(message)
             await super().send({"type": "http.response.body", "body": body})
@@ -36,3 +43,11 @@ class Cycle(RequestResponseCycle):
         self.waiting_for_100_continue = False
         self.message_event.set()
         self.on_response()
+
+    async def _begin_stream(self, message: Any) -> None:
+        if self.scope["http_version"] == "1.0":
+            self.chunked_encoding = False  # the end of the connection is the end of the answer
+        await super().send(message)
+        if not self.disconnected and not self.transport.is_closing():
+            self.response_complete = True
+            self.hand_over(self, message[STREAM])

@@ -12,6 +12,9 @@ _END = b"0\r\n\r\n"
 class Stream(Protocol):
     """Whoever writes to an outlet, and is told what becomes of it."""
 
+    def opened(self, outlet: Outlet) -> None:
+        """The head of the answer was sent."""
+
     def drained(self) -> None:
         """There is room again."""
 

@@ -16,7 +16,7 @@ import msgspec
 import structlog
 
 from infra.db import CONNECTION_LOST
-from services.gateway.connection import CONNECTION
+from services.gateway.cycle import STREAM
 from services.gateway.headers import Pair
 from services.gateway.outlet import Outlet
 
@@ -190,10 +190,5 @@ class Live:
         if scope["method"] == "HEAD":
             await send(start)
             await send({"type": "http.response.body", "body": b""})
-            return
-        connection = scope["state"][CONNECTION]
-        connection.begin_stream()
-        await send(start)
-        outlet = connection.hand_over(self._stream)
-        if outlet is not None:
-            self._stream.opened(outlet)
+        else:
+            await send({**start, STREAM: self._stream})
