@@ -88,7 +88,8 @@ def test_the_published_client_reads_and_writes_everything_we_sync(client: PlaneC
     assert client.work_items.retrieve_by_identifier("acme", "ROCK", 1).id == flight.id
     changed = client.work_items.update("acme", id, flight.id or "", made(UpdateWorkItem, priority="low"))
     assert (changed.priority, changed.updated_at != flight.updated_at) == ("low", True)
-    assert [one.display_name for one in client.projects.get_members("acme", id)] == ["ada"]
+    members: Any = client.projects.get_members("acme", id)
+    assert [one.display_name for one in members] == ["ada"]
     cycles: Any = client.cycles.list("acme", id)
     assert [one.id for one in cycles.results] == [cycle.id]
     assert [one.id for one in client.modules.list("acme", id).results] == [module.id]

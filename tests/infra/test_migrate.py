@@ -137,6 +137,7 @@ _MAY = {
     "undrift.remotes": {"insert", "update", "delete"},
     "undrift.remote_uses": {"insert", "update", "delete"},
     "undrift_keys.subjects": {"insert", "update", "delete"},
+    "undrift_keys.secrets": {"insert", "delete"},
 }
 _RIGHTS = ("insert", "update", "delete", "truncate", "references", "trigger")
 

@@ -29,3 +29,4 @@ grant select, insert on undrift.epochs, undrift.seals to undrift_app;
 grant select, insert, update, delete on undrift.leases, undrift.tracking, undrift.parked, undrift.job_progress,
     undrift.job_logs, undrift.file_records, undrift_keys.subjects to undrift_app;
 grant select, insert, update, delete on undrift.remotes, undrift.remote_uses to undrift_app;
+grant select, insert, delete on undrift_keys.secrets to undrift_app;
