@@ -15,6 +15,8 @@ CHANNEL = "undrift_log"
 
 #: Told the position the log has certainly passed, or None when anything may have happened.
 Hint = Callable[[int | None], None]
+#: Asked with the contexts of what was appended, where they are known, whether to be told.
+Wants = Callable[[frozenset[str]], bool]
 
 
 class Hints:
@@ -22,12 +24,13 @@ class Hints:
 
     def __init__(self, database: Database, retry_s: float = 0.2, channel: str = CHANNEL, look_s: float = 5.0) -> None:
         self._database, self._retry_s, self._channel, self._look_s = database, retry_s, channel, look_s
-        self._hints: list[Hint] = []
+        self._hints: list[tuple[Hint, Wants | None]] = []
 
-    def subscribe(self, hint: Hint) -> Callable[[], None]:
+    def subscribe(self, hint: Hint, wants: Wants | None = None) -> Callable[[], None]:
         """The answer ends it."""
-        self._hints.append(hint)
-        return lambda: self._hints.remove(hint)
+        entry = (hint, wants)
+        self._hints.append(entry)
+        return lambda: self._hints.remove(entry)
 
     async def run(self) -> None:
         """Serves until cancelled."""
@@ -62,9 +65,11 @@ class Hints:
             connection.terminate()
 
     def _notified(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
-        text = str(payload)
-        self._tell(int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else None)
+        text, *contexts = str(payload).split(" ")
+        passed = int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else None
+        self._tell(passed, frozenset(contexts) if contexts else None)
 
-    def _tell(self, passed: int | None) -> None:
-        for hint in list(self._hints):
-            hint(passed)
+    def _tell(self, passed: int | None, contexts: frozenset[str] | None = None) -> None:
+        for hint, wants in list(self._hints):
+            if contexts is None or wants is None or wants(contexts):
+                hint(passed)

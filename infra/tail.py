@@ -30,7 +30,12 @@ _CHUNK = 256
 #: After as many hints on which JetStream was too late it gets no grace, until something comes from there.
 _LATE = 3
 
+#: A page of these contexts covers that many times as many positions: hardly any of them has to be read.
+_STRIDE = 10
+
 Page = list[messages.Recorded]
+#: What a subscriber wants to see; None stands for everything.
+Contexts = frozenset[str] | None
 
 
 class Broken(Exception):
@@ -50,14 +55,33 @@ class Counts(Struct):
     forged: int = 0
 
 
+class Span(Struct, frozen=True):
+    """What the log holds from position `first` to `last`: all of it, or the events of `contexts`."""
+
+    first: int
+    last: int
+    page: Page
+    contexts: Contexts = None
+
+    def covers(self, contexts: Contexts) -> bool:
+        return self.contexts is None or (contexts is not None and contexts <= self.contexts)
+
+    def after(self, position: int, contexts: Contexts) -> Page:
+        """Its events behind a position."""
+        if contexts is None:
+            return self.page[max(position + 1 - self.first, 0) :]
+        return [one for one in self.page if one.position > position and one.stream.partition("/")[0] in contexts]
+
+
 class Subscription:
     """Every event after a position, once and in order, as lists. Iterate it in one task; `close` ends it.
 
     Whoever is slow reads what no longer fits in memory from Postgres, at its own pace.
     """
 
-    def __init__(self, tail: Tail, after: int, backlog: int) -> None:
+    def __init__(self, tail: Tail, after: int, backlog: int, contexts: Contexts) -> None:
         self.position = after
+        self.contexts = contexts
         self._tail, self._backlog = tail, backlog
         self._queue: deque[Page] = deque()
         self._queued = 0
@@ -65,15 +89,22 @@ class Subscription:
         self._changed = asyncio.Event()
         self._closed = False
 
-    def offer(self, page: Page) -> None:
+    def offer(self, span: Span) -> None:
         """Takes what continues this subscription, if there is room for it."""
-        first, last = page[0].position, page[-1].position
-        if first <= self._end + 1 <= last and self._queued + len(page) <= self._backlog:
-            fresh = page[self._end + 1 - first :]
+        if not span.first <= self._end + 1 <= span.last or not span.covers(self.contexts):
+            self._changed.set()
+            return
+        fresh = span.after(self._end, self.contexts)
+        if self._queued + len(fresh) > self._backlog:
+            self._changed.set()
+            return
+        self._end = span.last
+        if fresh:
             self._queue.append(fresh)
             self._queued += len(fresh)
-            self._end = last
-        self._changed.set()
+            self._changed.set()
+        elif not self._queue:
+            self.position = span.last
 
     def nudge(self) -> None:
         """Has it look again whether there is anything to give out."""
@@ -91,31 +122,28 @@ class Subscription:
         while not self._closed:
             self._changed.clear()
             if self._queue:
-                return self._give(list(itertools.chain.from_iterable(self._queue)))
+                page = list(itertools.chain.from_iterable(self._queue))
+                self._queue.clear()
+                self._queued = 0
+                self.position = self._end
+                return page
             self._tail.check()
             if self._end < self._tail.position:
                 if page := await self._read():
-                    return self._give(page, read=True)
+                    return page
             else:
                 await self._changed.wait()
         raise StopAsyncIteration
-
-    def _give(self, page: Page, read: bool = False) -> Page:
-        if not read:
-            self._queue.clear()
-            self._queued = 0
-        self.position = page[-1].position
-        return page
 
     async def _read(self) -> Page:
         """The next page from Postgres. When it reaches the tail's position, what is published from here on is queued
         behind it."""
         start, until = self._end, self._tail.position
-        joins = until - start <= self._tail.page
+        joins = until - start <= self._tail.stride(self.contexts)
         if joins:
             self._end = until
         try:
-            page = await self._tail.read(start, until)
+            span = await self._tail.span(start, until, self.contexts)
         except BaseException as error:
             self._queue.clear()
             self._queued, self._end = 0, start
@@ -123,11 +151,13 @@ class Subscription:
                 raise
             await asyncio.sleep(_RETRY_S)
             return []
+        assert span is not None
         if not joins:
-            self._end = page[-1].position
-        elif page[-1].position != until:
-            raise Broken(f"the log ends at position {page[-1].position}, before {until}")
-        return page
+            self._end = span.last
+        elif span.last != until:
+            raise Broken(f"the log ends at position {span.last}, before {until}")
+        self.position = span.last
+        return span.page
 
 
 class Tail:
@@ -170,6 +200,7 @@ class Tail:
         self._later = -1
         self._late = 0
         self._next_look = self._looked = 0.0
+        self._behind = False
 
     async def start(self, after: int | None = None) -> None:
         """Begins behind a position, or at the head. Needs Postgres, not NATS."""
@@ -186,10 +217,12 @@ class Tail:
         for subscription in list(self._subscriptions):
             subscription.close()
 
-    def subscribe(self, after: int, backlog: int = BACKLOG) -> Subscription:
-        """Every event behind `after`, whether it is older or newer than where the tail stands."""
-        subscription = Subscription(self, after, backlog)
+    def subscribe(self, after: int, backlog: int = BACKLOG, contexts: Contexts = None) -> Subscription:
+        """Every event behind `after`, whether it is older or newer than where the tail stands; or those of some
+        contexts. A process that subscribes to nothing else hardly feels how busy the rest of the log is."""
+        subscription = Subscription(self, after, backlog, contexts)
         self._subscriptions.add(subscription)
+        self._catch_up()
         return subscription
 
     def forget(self, subscription: Subscription) -> None:
@@ -202,6 +235,7 @@ class Tail:
         self.check()
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._waiters, (position, next(self._numbers), future))
+        self._catch_up()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 return await future
@@ -226,8 +260,26 @@ class Tail:
             raise Broken(f"the log ends at position {after}, before {until}")
         return page
 
+    def stride(self, contexts: Contexts) -> int:
+        """How many positions a page covers."""
+        return self.page if contexts is None else self.page * _STRIDE
+
+    async def span(self, after: int, until: int | None, contexts: Contexts) -> Span | None:
+        """What comes behind `after`, as far as a page goes; None where the log ends. Raises Broken."""
+        if contexts is None:
+            page = await self.read(after, until)
+            return Span(after + 1, page[-1].position, page) if page else None
+        stop = after + self.stride(contexts)
+        stop = stop if until is None else min(stop, until)
+        last, notes = await self._store.recorder.select_contexts(after, stop, contexts)
+        if last is None:
+            if until is not None:
+                raise Broken(f"the log ends at position {after}, before {until}")
+            return None
+        return Span(after + 1, last, await self._decode(notes), contexts)
+
     async def _run(self) -> None:
-        unsubscribe = self.hints.subscribe(self._hint)
+        unsubscribe = self.hints.subscribe(self._hint, self._wants)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.hints.run(), name="tail hints")
@@ -268,14 +320,15 @@ class Tail:
         if self._caught_up and early > 0:
             await asyncio.sleep(early)
         self._looked = asyncio.get_running_loop().time()
-        self._must_read = False  # a hint that comes meanwhile asks for another look
-        page = await self.read(self.position)
+        self._must_read = self._behind = False  # a hint that comes meanwhile asks for another look
+        contexts = self._interest()
+        span = await self.span(self.position, None, contexts)
         self._next_look = asyncio.get_running_loop().time() + self._poll_s
-        self._caught_up = len(page) < self.page
+        self._caught_up = span is None or span.last - self.position < self.stride(contexts)
         self._must_read |= not self._caught_up
-        if page:
-            self.counts.from_postgres += len(page)
-            self._publish(page)
+        if span is not None:
+            self.counts.from_postgres += span.last - self.position
+            self._publish(span)
 
     async def _take(self) -> None:
         """What JetStream delivered, as far as it is next; anything else is known, not ours, or a reason to read."""
@@ -299,7 +352,7 @@ class Tail:
         if notes:
             page = await self._decode(notes)
             self.counts.from_nats += len(page)
-            self._publish(page)
+            self._publish(Span(page[0].position, page[-1].position, page))
 
     async def _decode(self, notes: list[LogNotification]) -> Page:
         mapper = self._store.mapper
@@ -307,10 +360,10 @@ class Tail:
             await mapper.keyring.load(subjects)
         return [mapper.read(note) for note in notes]
 
-    def _publish(self, page: Page) -> None:
-        self.position = page[-1].position
+    def _publish(self, span: Span) -> None:
+        self.position = span.last
         for subscription in list(self._subscriptions):
-            subscription.offer(page)
+            subscription.offer(span)
         while self._waiters and self._waiters[0][0] <= self.position:
             _, _, future = heapq.heappop(self._waiters)
             if not future.done():
@@ -323,6 +376,27 @@ class Tail:
         for _, _, future in self._waiters:
             if not future.done():
                 future.set_result(False)
+
+    def _interest(self) -> Contexts:
+        """What is read: with the feed everything, else no more than somebody wants to see."""
+        found: set[str] = set()
+        for subscription in self._subscriptions:
+            if self._fed or subscription.contexts is None:
+                return None
+            found |= subscription.contexts
+        return None if self._fed else frozenset(found)
+
+    def _wants(self, contexts: frozenset[str]) -> bool:
+        """Whether to look at once for these; else it is for the next look."""
+        interest = self._interest()
+        wanted = interest is None or bool(self._waiters) or not interest.isdisjoint(contexts)
+        self._behind |= not wanted
+        return wanted
+
+    def _catch_up(self) -> None:
+        """Somebody wants to know what nobody wanted to know before."""
+        if self._behind:
+            self._read_now()
 
     def _feed_from(self) -> int | None:
         """JetStream is asked for what comes behind; the long way there goes through Postgres."""

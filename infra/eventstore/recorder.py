@@ -334,6 +334,22 @@ class Recorder:
         async with self._database.connection() as connection:
             await _insert_tracking(connection, tracking)
 
+    async def select_contexts(
+        self, after: int, until: int, contexts: Iterable[str]
+    ) -> tuple[int | None, list[LogNotification]]:
+        """Of the positions behind `after`, to `until` at most, the last that there is, and the events of these
+        contexts. What is of no interest costs neither its transfer nor its decoding."""
+        rows = await self._database.fetch(
+            f"select {_COLUMNS} from undrift.events where pos > $1 and pos <= $2 and (topic ^@ any ($3::text[])"
+            " or pos = (select max(pos) from undrift.events where pos > $1 and pos <= $2)) order by pos",
+            after,
+            until,
+            prefixes := [f"{context}." for context in contexts],
+        )
+        if not rows:
+            return None, []
+        return rows[-1][0], [notification(row) for row in rows if row[4].startswith(tuple(prefixes))]
+
     async def max_tracking_id(self, application_name: str) -> int | None:
         position: int | None = await self._database.fetchval(
             "select pos from undrift.tracking where projection = $1 and generation = 0", application_name

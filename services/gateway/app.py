@@ -86,7 +86,7 @@ class Gateway:
     async def watch_keys(self) -> None:
         """A revoked key opens nothing from the moment its event is read, in this process and every other."""
         tail = self.process.tail
-        subscription = tail.subscribe(tail.position)
+        subscription = tail.subscribe(tail.position, contexts=frozenset({keys.STREAM}))
         try:
             async for page in subscription:
                 for recorded in page:

@@ -23,7 +23,7 @@ class Waits:
 
     async def run(self) -> None:
         """Serves until cancelled."""
-        subscription = self._tail.subscribe(self._tail.position)
+        subscription = self._tail.subscribe(self._tail.position, contexts=frozenset({jobs.STREAM}))
         try:
             async for events in subscription:
                 for recorded in events:

@@ -31,6 +31,7 @@ _CANDIDATES = (
     " order by c.pos limit $4"
 )
 _LOOKED_AT = 200
+_HEARD = frozenset({jobs.STREAM})
 _TRANSIENT = (*CONNECTION_LOST, TimeoutError)
 
 
@@ -70,7 +71,7 @@ class Worker:
             await asyncio.gather(*(task for _, _, task in held), return_exceptions=True)
 
     async def _listen(self) -> None:
-        subscription = self._process.tail.subscribe(self._process.tail.position)
+        subscription = self._process.tail.subscribe(self._process.tail.position, contexts=_HEARD)
         try:
             async for page in subscription:
                 for recorded in page:
