@@ -9,6 +9,8 @@ class Error(Exception):
     """Something could not be done."""
 
     code = "error"
+    #: Whether the same may succeed later, with nothing changed by us.
+    transient = False
 
     def __init__(self, message: str | None = None, **details: Any) -> None:
         super().__init__(message or (type(self).__doc__ or "").partition("\n")[0].rstrip("."))
@@ -65,6 +67,7 @@ class Conflict(Error):
     """Somebody else changed the same thing at the same time."""
 
     code = "conflict"
+    transient = True
 
 
 class PlanChanged(Error):
@@ -131,6 +134,7 @@ class Unavailable(Error):
     """The service cannot do this right now; try again."""
 
     code = "unavailable"
+    transient = True
 
 
 class RemoteRefused(Error):
@@ -143,6 +147,7 @@ class RemoteUnavailable(Error):
     """The remote system does not answer as it should; it may later."""
 
     code = "remote_unavailable"
+    transient = True
 
 
 class RemoteBusy(RemoteUnavailable):
@@ -155,6 +160,7 @@ class TimedOut(Error):
     """The deadline passed before the work could be done."""
 
     code = "timed_out"
+    transient = True
 
 
 def catalogue(kind: type[Error] = Error) -> dict[str, type[Error]]:
@@ -163,3 +169,9 @@ def catalogue(kind: type[Error] = Error) -> dict[str, type[Error]]:
     for below in kind.__subclasses__():
         found |= catalogue(below)
     return found
+
+
+def is_transient(code: str) -> bool:
+    """Whether what failed with that code may succeed later."""
+    found = catalogue().get(code)
+    return found is not None and found.transient

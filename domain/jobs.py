@@ -81,7 +81,8 @@ class Progressed(messages.Event, frozen=True, tag="jobs.progressed"):
 
 
 class Checkpointed(messages.Event, frozen=True, tag="jobs.checkpointed"):
-    """What the job brought so far is in the log, and it goes on from `cursor`, in the kind's own words."""
+    """What the job brought so far is in the log, and it goes on from `cursor` (JSON of the kind's own; null for its
+    beginning)."""
 
     cursor: Raw
     counters: Counters
@@ -106,20 +107,27 @@ class Held(messages.Event, frozen=True, tag="jobs.held"):
 
 
 class Paused(messages.Event, frozen=True, tag="jobs.paused"):
-    """By the system only: a worker that shuts down, a remote that asks for patience."""
+    """By the system only: a worker that shuts down, a remote that asks for patience. With `until` the job is tried
+    again then; `code` says what the `tried`-th attempt in a row failed of, none where it was not begun."""
 
     PUBLIC: ClassVar[bool] = True
     ticket: Ticket
     reason: str
+    code: str | None = None
+    until: datetime | None = None
+    tried: int = 0
+    counters: Counters | None = None
 
 
 class Resumed(messages.Event, frozen=True, tag="jobs.resumed"):
-    """`running` at once, without a lease until a worker takes it; else queued behind another of its integration."""
+    """`running` at once, without a lease until a worker takes it; else queued behind another of its integration.
+    `retry` when the time to try again had come, not by anybody's wish."""
 
     PUBLIC: ClassVar[bool] = True
     ticket: Ticket
     running: bool
     confirm: str | None = None
+    retry: bool = False
 
 
 class Stopped(messages.Event, frozen=True, tag="jobs.stopped"):
@@ -175,13 +183,16 @@ Event = (
 
 
 class Job(Struct, frozen=True):
-    """`attempts` counts starts since the last progress: a job that ends its worker each time is given up. `cursor` is
-    where it goes on, None for its beginning."""
+    """`attempts` counts starts since the last progress: a job that ends its worker each time is given up. `tried`
+    counts failures that may pass since it last brought something, `until` is when it is tried again. `cursor` is where
+    it goes on, None for its beginning."""
 
     status: Status | None = None
     queued: Queued | None = None
     fence: int = 0
     attempts: int = 0
+    tried: int = 0
+    until: datetime | None = None
     graceful: bool = True
     stage: str | None = None
     progress: int = 0
@@ -211,18 +222,24 @@ def evolve(state: Job, event: Event) -> Job:
             progress = max(state.progress, event.progress)
             return _with(state, stage=event.stage, progress=progress, counters=event.counters, attempts=0)
         case Checkpointed():
-            return _with(state, cursor=event.cursor, counters=event.counters, attempts=0)
+            cursor = None if bytes(event.cursor) == b"null" else event.cursor
+            moved = cursor is not None and (state.cursor is None or bytes(cursor) != bytes(state.cursor))
+            tried = 0 if moved else state.tried
+            return _with(state, cursor=cursor, counters=event.counters, attempts=0, tried=tried)
         case StopRequested():
             return _with(state, status="stopping", graceful=event.graceful)
         case Held():  # what somebody confirms is a plan of the whole, so it is made anew
             return _with(state, status="paused", plan=event.plan, counters=event.counters, cursor=None)
         case Paused():
-            return _with(state, status="paused")
+            counters = state.counters if event.counters is None else event.counters
+            return _with(state, status="paused", until=event.until, tried=event.tried, counters=counters)
         case Resumed():
             status = "running" if event.running else "queued"
-            return _with(state, status=status, confirm=event.confirm, attempts=0, graceful=True, ended=None)
+            tried = state.tried if event.retry else 0
+            state = _with(state, status=status, confirm=event.confirm, attempts=0, tried=tried, until=None)
+            return _with(state, graceful=True, ended=None)
         case Stopped():
-            return _with(state, status="stopped", counters=event.counters, ended=event)
+            return _with(state, status="stopped", counters=event.counters, ended=event, until=None)
         case Completed():
             return _with(state, status="completed", counters=event.counters, progress=100, ended=event)
         case Failed():
@@ -297,7 +314,7 @@ class Checkpoint(messages.Command, frozen=True):
 
 
 class Stop(messages.Command, frozen=True):
-    """With `open_only` a job that has ended meanwhile is left alone, else it is refused."""
+    """With `open_only` a job that has ended or rests meanwhile is left alone, else it is refused."""
 
     graceful: bool = True
     open_only: bool = False
@@ -308,10 +325,12 @@ class Expire(messages.Command, frozen=True):
 
 
 class Resume(messages.Command, frozen=True):
-    """`running=False` queues it, for when another job of the integration runs."""
+    """`running=False` queues it, for when another job of the integration runs. `retry` is the time for which its next
+    attempt was promised: a job that has been resumed since is left alone."""
 
     confirm: str | None = None
     running: bool = True
+    retry: datetime | None = None
 
 
 class Hold(messages.Command, frozen=True):
@@ -322,7 +341,12 @@ class Hold(messages.Command, frozen=True):
 
 
 class Pause(messages.Command, frozen=True):
+    """With `until` it is tried again then, after a failure with `code` or, without one, before it began."""
+
     reason: str
+    code: str | None = None
+    until: datetime | None = None
+    counters: Counters | None = None
 
 
 class Complete(messages.Command, frozen=True):
@@ -366,13 +390,12 @@ def decide(command: Command, state: Job) -> Sequence[Event]:
         case Progress() | Checkpoint() | Hold() | Pause() | Complete() | Fail() | EndStop():
             return _work(command, state, ticket)
         case Stop():
-            return [] if command.open_only and state.status not in OPEN else _stop(command, state, ticket)
+            over = state.status not in OPEN and state.until is None
+            return [] if command.open_only and over else _stop(command, state, ticket)
         case Expire():
             return [Stopped(ticket=ticket, reason="deadline", counters=state.counters)] if state.status in OPEN else []
         case Resume():
-            if state.status not in ("paused", "failed"):
-                raise errors.InvalidState(f"A {state.status} job cannot be resumed")
-            return [Resumed(ticket=ticket, running=command.running, confirm=command.confirm)]
+            return _resume(command, state, ticket)
         case Delete():
             if state.status in OPEN:
                 raise errors.InvalidState(f"A {state.status} job cannot be deleted; stop it first")
@@ -389,6 +412,15 @@ def _start(command: Start, state: Job, queued: Queued) -> Sequence[Event]:
     if queued.deadline is not None and command.at >= queued.deadline:
         return [Stopped(ticket=queued.ticket, reason="deadline", counters=state.counters)]
     return [Started(ticket=queued.ticket, fence=command.fence, worker=command.worker)]
+
+
+def _resume(command: Resume, state: Job, ticket: Ticket) -> Sequence[Event]:
+    if command.retry is not None:
+        due = state.status == "paused" and state.until == command.retry
+        return [Resumed(ticket=ticket, running=command.running, retry=True)] if due else []
+    if state.status not in ("paused", "failed"):
+        raise errors.InvalidState(f"A {state.status} job cannot be resumed")
+    return [Resumed(ticket=ticket, running=command.running, confirm=command.confirm)]
 
 
 def _stop(command: Stop, state: Job, ticket: Ticket) -> Sequence[Event]:
@@ -435,7 +467,7 @@ def _work(command: _OfAWorker, state: Job, ticket: Ticket) -> Sequence[Event]:
             )
             return [held, failed]
         case Pause():
-            return [Paused(ticket=ticket, reason=command.reason)]
+            return [_paused(command, state, ticket)]
         case Complete():
             done = Completed(
                 ticket=ticket, counters=command.counters, result=command.result, duration_ms=command.duration_ms
@@ -456,3 +488,14 @@ def _work(command: _OfAWorker, state: Job, ticket: Ticket) -> Sequence[Event]:
             return [Stopped(ticket=ticket, reason="requested", counters=command.counters)]
         case _:
             assert_never(command)
+
+
+def _paused(command: Pause, state: Job, ticket: Ticket) -> Paused:
+    return Paused(
+        ticket=ticket,
+        reason=command.reason,
+        code=command.code,
+        until=command.until,
+        tried=state.tried + (command.code is not None),
+        counters=command.counters,
+    )

@@ -21,6 +21,7 @@ TOPICS = {
     "integrations.changed",
     "integrations.created",
     "integrations.deleted",
+    "integrations.overdue",
     "integrations.started",
     "integrations.stopped",
     "items.created",
@@ -42,7 +43,12 @@ TOPICS = {
     "keys.revoked",
     "tenants.added",
 }
-ALIASES = {"jobs.held": "sync.held", "jobs.completed": "sync.completed", "jobs.failed": "sync.failed"}
+ALIASES = {
+    "integrations.overdue": "sync.overdue",
+    "jobs.held": "sync.held",
+    "jobs.completed": "sync.completed",
+    "jobs.failed": "sync.failed",
+}
 
 
 def defined(context: ModuleType) -> list[type[messages.Event]]:

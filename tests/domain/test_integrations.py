@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 from msgspec import Raw
 
 from domain import errors, integrations
+from domain.policies import Policy
+from domain.schedules import Schedule
 from tests.domain.given import fold, given, held
 
 CONFIG = Raw(b'{"a":1}')
@@ -76,6 +79,114 @@ def test_another_spelling_of_the_same_configuration_does_not_void_the_baseline()
     )
 
 
+NIGHTLY = Schedule(cron="0 2 * * *", time_zone="Europe/Berlin", overlap="skip")
+T0 = datetime(2027, 1, 1, tzinfo=UTC)
+
+
+def create(**more: Any) -> integrations.Create:
+    return integrations.Create("i", "name", "files", CONFIG, **more)
+
+
+@pytest.mark.parametrize(
+    ("said", "interval", "kept", "schedule"),
+    [
+        ({}, None, None, None),
+        ({"interval": 60}, 60, None, Schedule(every=60)),
+        ({"schedule": Schedule(every=60)}, 60, None, Schedule(every=60)),
+        ({"interval": 60, "schedule": Schedule(every=60)}, 60, None, Schedule(every=60)),
+        ({"interval": 60, "schedule": Schedule(jitter=5)}, 60, Schedule(every=60, jitter=5), None),
+        ({"schedule": NIGHTLY}, None, NIGHTLY, NIGHTLY),
+        ({"schedule": Schedule(full_every=60)}, None, Schedule(full_every=60), None),
+    ],
+)
+def test_an_interval_or_a_schedule_or_both(
+    said: dict[str, Any], interval: int | None, kept: Schedule | None, schedule: Schedule | None
+) -> None:
+    created = integrations.Created("name", "files", CONFIG, interval, schedule=kept)
+    given(integrations).when(create(**said)).then(created)
+    state = fold(integrations, [created])
+    assert (state.interval, state.schedule) == (interval, schedule or kept)
+
+
+def test_events_of_before_there_were_schedules_are_read() -> None:
+    decode = msgspec.json.Decoder(integrations.Created | integrations.Changed).decode
+    created = decode(b'{"event":"integrations.created","name":"n","kind":"files","config":{},"interval":300}')
+    state = fold(integrations, [created])
+    assert (state.interval, state.schedule, state.policy) == (300, Schedule(every=300), None)
+    changed = decode(b'{"event":"integrations.changed","name":"n","config":{},"interval":null,"reconfigured":false}')
+    assert fold(integrations, [created, changed]).schedule is None
+
+
+@pytest.mark.parametrize(
+    ("before", "said", "after"),
+    [
+        (Schedule(every=60, jitter=5), {"interval": 90}, Schedule(every=90, jitter=5)),
+        (Schedule(every=60, jitter=5), {"interval": None}, None),
+        (NIGHTLY, {"interval": 90}, Schedule(every=90, time_zone="Europe/Berlin", overlap="skip")),
+        (NIGHTLY, {"interval": None}, None),
+        (NIGHTLY, {"schedule": None}, None),
+        (NIGHTLY, {"schedule": None, "interval": None}, None),
+        (NIGHTLY, {"schedule": Schedule(every=90)}, Schedule(every=90)),
+        (Schedule(every=60), {"schedule": NIGHTLY, "interval": None}, NIGHTLY),
+        (Schedule(every=60), {"schedule": Schedule(jitter=3), "interval": 90}, Schedule(every=90, jitter=3)),
+        (NIGHTLY, {"name": "other"}, NIGHTLY),
+    ],
+)
+def test_a_changed_schedule(before: Schedule, said: dict[str, Any], after: Schedule | None) -> None:
+    past = integrations.decide(create(schedule=before), integrations.initial)
+    state = fold(integrations, past)
+    events = integrations.decide(change(**said), state)
+    state = fold(integrations, [*past, *events])
+    assert (state.schedule, state.interval) == (after, after and after.every)
+    assert list(integrations.decide(change(**said), state)) == []
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"interval": 60, "schedule": NIGHTLY}, "syncInterval: "),
+        ({"interval": 60, "schedule": Schedule(every=61)}, "syncInterval: "),
+        ({"schedule": Schedule(overlap="skip")}, "schedule: "),
+        ({"schedule": Schedule(cron="bad")}, "schedule.cron: "),
+        ({"interval": 60, "policy": Policy(attempts=0)}, "policy.attempts: "),
+    ],
+)
+def test_what_contradicts_itself_is_refused(said: dict[str, Any], message: str) -> None:
+    given(integrations).when(create(**said)).refused(errors.Invalid, match=f"^{message}")
+    given(integrations, CREATED).when(change(**said)).refused(errors.Invalid, match=f"^{message}")
+    if "interval" in said and "policy" not in said:
+        said = {**said, "interval": None, "schedule": Schedule(every=5)}
+        given(integrations, CREATED).when(change(**said)).refused(errors.Invalid, match="^syncInterval: ")
+
+
+def test_a_policy_is_kept_until_another_one() -> None:
+    policy = Policy(attempts=2)
+    past = given(integrations, CREATED)
+    past.when(change(policy=policy)).then(changed(policy=policy))
+    past = given(integrations, CREATED, changed(policy=policy))
+    past.when(change(name="other")).then(changed(name="other", policy=policy))
+    past.when(change(policy=policy)).then()
+    past.when(change(policy=None)).then(changed())
+
+
+def test_a_run_is_for_a_schedule_that_is_on() -> None:
+    given(integrations, CREATED).when(integrations.Run()).then()
+    given(integrations, CREATED, STOPPED).when(integrations.Run()).refused(errors.InvalidState)
+    given(integrations, CREATED, integrations.Deleted()).when(integrations.Run()).refused(errors.NotFound)
+
+
+def test_a_due_time_is_overdue_once() -> None:
+    overdue = integrations.Overdue("name", T0)
+    later = integrations.Overdue("name", T0 + timedelta(hours=1), "main", "job", T0 + timedelta(hours=2))
+    given(integrations, CREATED).when(integrations.Miss(T0)).then(overdue)
+    past = given(integrations, CREATED, overdue)
+    past.when(integrations.Miss(T0)).then()
+    past.when(integrations.Miss(T0, "full")).then(integrations.Overdue("name", T0, "full"))
+    past.when(integrations.Miss(later.due, "main", "job", later.resumes)).then(later)
+    given(integrations, CREATED, overdue, later).when(integrations.Miss(T0)).then()
+    given(integrations, CREATED, overdue, integrations.Deleted(), CREATED).when(integrations.Miss(T0)).then(overdue)
+
+
 def test_its_schedule_is_on_until_it_is_stopped() -> None:
     given(integrations, CREATED).when(integrations.Start()).then()
     given(integrations, CREATED).when(integrations.Stop()).then(STOPPED)
@@ -104,7 +215,8 @@ commands = st.one_of(
 
 @examples(st.lists(commands, max_size=30))
 def test_whatever_is_said_twice_is_done_once(said: list[Any]) -> None:
-    state, log = integrations.initial, []
+    state = integrations.initial
+    log: list[integrations.Event] = []
     for command in said:
         try:
             events = integrations.decide(command, state)

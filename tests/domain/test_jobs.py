@@ -181,6 +181,48 @@ def test_attempts_are_counted_since_the_last_progress() -> None:
     assert fold(jobs, (QUEUED, STARTED, FAILED, jobs.Resumed(ticket=TICKET, running=True))).attempts == 0
 
 
+def test_a_failure_that_may_pass_is_tried_again() -> None:
+    until = T0 + timedelta(seconds=5)
+    pause = jobs.Pause("no answer", "remote_unavailable", until, C1)
+    first = jobs.Paused(TICKET, "no answer", "remote_unavailable", until, 1, C1)
+    past = given(jobs, QUEUED, STARTED, PROGRESSED, first)
+    given(jobs, QUEUED, STARTED, PROGRESSED).when(pause).then(first)
+    state = fold(jobs, (QUEUED, STARTED, PROGRESSED, first))
+    assert (state.status, state.progress, state.counters, state.tried) == ("paused", 40, C1, 1)
+    again = jobs.Resumed(TICKET, running=False, retry=True)
+    past.when(jobs.Resume(running=False, retry=until)).then(again)
+    past.when(jobs.Resume(running=False, retry=T0)).then()
+    given(jobs, QUEUED, STARTED).when(jobs.Resume(retry=until)).then()
+    given(jobs, QUEUED, STARTED, PROGRESSED, first, again, STARTED).when(pause).then(replace(first, tried=2))
+
+
+def test_a_wait_before_it_began_is_no_attempt() -> None:
+    pause = jobs.Pause("the breaker is open", until=T0)
+    given(jobs, QUEUED, STARTED).when(pause).then(jobs.Paused(TICKET, "the breaker is open", until=T0))
+
+
+def test_attempts_begin_anew_where_somebody_resumes_it_or_it_brought_something() -> None:
+    failed = jobs.Paused(TICKET, "no", "remote_busy", T0, 4)
+    assert fold(jobs, (QUEUED, STARTED, failed)).tried == 4
+    assert fold(jobs, (QUEUED, STARTED, failed, jobs.Resumed(TICKET, running=True))).tried == 0
+    again = (QUEUED, STARTED, failed, jobs.Resumed(TICKET, running=False, retry=True), STARTED, PROGRESSED)
+    assert fold(jobs, again).tried == 4
+    brought = (*again, jobs.Checkpointed(Raw(b"1"), C1))
+    assert fold(jobs, brought).tried == 0
+    resumed = jobs.Resumed(TICKET, running=False, retry=True)
+    stuck = (*brought, failed, resumed, STARTED, jobs.Checkpointed(Raw(b"1"), C1))
+    assert fold(jobs, stuck).tried == 4  # it came to the same place once more
+
+
+def test_who_stops_what_is_open_stops_what_would_be_tried_again() -> None:
+    waits = jobs.Paused(TICKET, "no", "remote_busy", T0, 1, C0)
+    past = given(jobs, QUEUED, STARTED, waits)
+    past.when(jobs.Stop(open_only=True)).then(STOPPED)
+    given(jobs, QUEUED, STARTED, PAUSED).when(jobs.Stop(open_only=True)).then()
+    given(jobs, QUEUED, STARTED, waits, STOPPED).when(jobs.Resume(retry=T0)).then()
+    given(jobs, QUEUED, STARTED, waits, STOPPED).when(jobs.Stop(open_only=True)).then()
+
+
 def test_a_deleted_job_is_gone() -> None:
     given(jobs, *PASTS["failed"]).when(jobs.Delete(logs=True)).then(jobs.Deleted(logs=True))
 
@@ -259,7 +301,8 @@ def test_any_sequence_of_commands(ticket: jobs.Ticket, waited: bool, said: list[
             assert not state.deleted, "nothing follows a deletion"
             after = jobs.evolve(state, event)
             check(state, after, event)
-            state, _ = after, log.append(event)
+            state = after
+            log.append(event)
         ends = (status(before), status(state))
         assert ends in EDGES or ends[0] == ends[1] or ends[1] == "deleted"
         assert held(jobs, log) == expected_claims(state)
