@@ -148,6 +148,14 @@ class Files(Struct, forbid_unknown_fields=True):
     trash_days: Annotated[float, Meta(ge=0)] = 30.0
 
 
+class Collections(Struct, forbid_unknown_fields=True):
+    """What a run brings from outside: more than `max_items` is taken for an error of the remote's, and deletions of
+    more than this part of what there is are held until somebody confirms them."""
+
+    max_items: Positive = 1_000_000
+    max_delete_fraction: Annotated[float, Meta(gt=0, le=1)] = 0.5
+
+
 class Up(Struct, forbid_unknown_fields=True):
     """How patient the supervisor is: with a first sign of life, with silence after it, and at the end.
 
@@ -185,6 +193,7 @@ class Settings(Struct, forbid_unknown_fields=True):
     jobs: Jobs = field(default_factory=Jobs)
     scheduler: Scheduler = field(default_factory=Scheduler)
     files: Files = field(default_factory=Files)
+    collections: Collections = field(default_factory=Collections)
     up: Up = field(default_factory=Up)
     integrations: list[IntegrationDeclared] = field(default_factory=list)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -102,7 +102,7 @@ class Table(Generic[R]):
         for found, event in keyed:
             after[found] = fold(after.get(found), event)
         changed = {found: row for found, row in after.items() if row != before.get(found)}
-        await self._save(connection, schema, changed)
+        await self.save(connection, schema, changed)
 
     async def load(self, connection: Connection, schema: str, keys: Collection[Key]) -> dict[Key, R]:
         columns = list(zip(*keys, strict=True))
@@ -113,7 +113,8 @@ class Table(Generic[R]):
         )
         return {tuple(row[name] for name in self.key): self.parse(row) for row in rows}
 
-    async def _save(self, connection: Connection, schema: str, rows: dict[Key, R | None]) -> None:
+    async def save(self, connection: Connection, schema: str, rows: Mapping[Key, R | None]) -> None:
+        """Writes rows by their keys; None takes one away."""
         table = f"{schema}.{self.name}"
         kept = [row for row in rows.values() if row is not None]
         gone = [key for key, row in rows.items() if row is None]

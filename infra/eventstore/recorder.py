@@ -303,6 +303,16 @@ class Recorder:
         )
         return [notification(row) for row in rows]
 
+    async def select_last(self, originator_ids: Sequence[str]) -> list[LogNotification]:
+        """The last event of each of these streams, in one query."""
+        columns = ", ".join(f"e.{column}" for column in _COLUMNS.split(", "))
+        rows = await self._database.fetch(
+            f"select {columns} from unnest($1::text[]) as s(stream_id) cross join lateral"
+            f" (select {_COLUMNS} from undrift.events where stream_id = s.stream_id order by version desc limit 1) e",
+            list(originator_ids),
+        )
+        return [notification(row) for row in rows]
+
     async def select_notifications(
         self,
         start: int | None,
@@ -324,16 +334,6 @@ class Recorder:
         )
         return [notification(row) for row in rows]
 
-    async def max_notification_id(self) -> int | None:
-        """The head of the log."""
-        head: int | None = await self._database.fetchval("select max(pos) from undrift.events")
-        return head
-
-    async def insert_tracking(self, tracking: Tracking) -> None:
-        """Records how far a reader has come. Raises IntegrityError unless that is further than before."""
-        async with self._database.connection() as connection:
-            await _insert_tracking(connection, tracking)
-
     async def select_contexts(
         self, after: int, until: int, contexts: Iterable[str]
     ) -> tuple[int | None, list[LogNotification]]:
@@ -349,6 +349,16 @@ class Recorder:
         if not rows:
             return None, []
         return rows[-1][0], [notification(row) for row in rows if row[4].startswith(tuple(prefixes))]
+
+    async def max_notification_id(self) -> int | None:
+        """The head of the log."""
+        head: int | None = await self._database.fetchval("select max(pos) from undrift.events")
+        return head
+
+    async def insert_tracking(self, tracking: Tracking) -> None:
+        """Records how far a reader has come. Raises IntegrityError unless that is further than before."""
+        async with self._database.connection() as connection:
+            await _insert_tracking(connection, tracking)
 
     async def max_tracking_id(self, application_name: str) -> int | None:
         position: int | None = await self._database.fetchval(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -28,6 +30,9 @@ from infra.eventstore.recorder import (
 from infra.eventstore.writer import Writer
 
 _TRIES = 8
+#: Streams looked up at once; and how many events are made ready on the loop itself.
+_LOOKED_UP = 2000
+_AT_ONCE = 100
 
 
 class Loaded(Struct, frozen=True):
@@ -45,6 +50,15 @@ class Wish(Struct, frozen=True):
     id: str
     command: messages.Command
     fresh: bool = False
+
+
+class Decided(Struct, frozen=True):
+    """What was decided for one stream of a context, and what it rests on."""
+
+    context: Any
+    id: str
+    before: Loaded
+    events: Sequence[Any]
 
 
 class Done(Struct, frozen=True):
@@ -85,6 +99,14 @@ class Store:
         """The events of a stream by version, to those at or before position `until`."""
         notes = await self.recorder.select_events(name, gt=after)
         return await self._decode([note for note in notes if until is None or note.id <= until])
+
+    async def latest(self, names: Sequence[str]) -> dict[str, messages.Recorded]:
+        """The last event of each of many streams, where there is one."""
+        found: dict[str, messages.Recorded] = {}
+        for start in range(0, len(names), _LOOKED_UP):
+            notes = await self.recorder.select_last(names[start : start + _LOOKED_UP])
+            found |= {recorded.stream: recorded for recorded in await self._decode(notes)}
+        return found
 
     async def _decode(self, notes: list[LogNotification]) -> list[messages.Recorded]:
         if self.mapper.keyring is not None and (subjects := self.mapper.subjects(notes)):
@@ -138,6 +160,17 @@ class Store:
             earlier = await self._said_before(wishes, tenant, key)
             if earlier is not None:
                 return earlier
+        with _in_our_words():
+            return await self._try(wishes, tenant, metadata, key, guards)
+
+    async def _try(
+        self,
+        wishes: Sequence[Wish],
+        tenant: str,
+        metadata: messages.Metadata,
+        key: Key | None,
+        guards: Sequence[Guard],
+    ) -> Done:
         moved = False
         for _ in range(_TRIES):
             loaded = [await self._loaded(wish, tenant, moved) for wish in wishes]
@@ -145,16 +178,6 @@ class Store:
                 return await self._append(wishes, loaded, tenant, metadata, key, guards)
             except VersionConflict:
                 moved = True
-            except GuardFailed:
-                raise errors.LeaseLost() from None
-            except KeyReused:
-                raise errors.KeyReused() from None
-            except Overloaded:
-                raise errors.Unavailable("Too many commands are waiting; try again", retry_after=1) from None
-            except OperationalError:
-                raise errors.Unavailable(retry_after=1) from None
-            except asyncpg.DiskFullError:
-                raise errors.StorageFull() from None
             except errors.Error:  # perhaps because the same request, at the same moment, has just been carried out
                 earlier = await self._said_before(wishes, tenant, key)
                 if earlier is None:
@@ -181,29 +204,69 @@ class Store:
         key: Key | None,
         guards: Sequence[Guard],
     ) -> Done:
-        drafts: list[Draft] = []
-        writes: list[Write] = []
+        decided = [
+            Decided(wish.context, wish.id, before, wish.context.decide(wish.command, before.state))
+            for wish, before in zip(wishes, loaded, strict=True)
+        ]
         if metadata.subject is not None and self.mapper.keyring is not None:
             await self.mapper.keyring.ensure(tenant, metadata.subject)
-        for wish, before in zip(wishes, loaded, strict=True):
-            events = wish.context.decide(wish.command, before.state)
-            stream = messages.stream(wish.context.STREAM, tenant, wish.id)
-            mine = [
-                Draft(tenant, stream, before.version + n, uuid4(), event, metadata)
-                for n, event in enumerate(events, start=1)
-            ]
-            drafts += mine
-            claims = [claim for event in events for claim in wish.context.claims(event)]
-            stored = [self.mapper.to_stored_event(draft) for draft in mine]
-            # Also without events: what is decided here rests on this version of the stream.
-            writes.append(Write(stream, before.version, stored, claims))
-        if not drafts and key is None:
+        if key is None and not any(one.events for one in decided):
             return Done(max((one.position for one in loaded), default=0), loaded[0].state if loaded else None, [])
-        appended = await self.writer.append(Append(tenant, writes, key, guards, metadata.actor))
+        drafts, appended = await self._store(decided, tenant, metadata, key, guards)
         if appended.replayed:
             return await self._replay([wish.context for wish in wishes], appended, _first(wishes, tenant))
         recorded = [_recorded(draft, appended.first + n, appended) for n, draft in enumerate(drafts)]
         return Done(appended.last, _after(wishes, loaded, recorded, tenant), recorded)
+
+    async def append(
+        self,
+        decided: Sequence[Decided],
+        *,
+        tenant: str = "main",
+        metadata: messages.Metadata = messages.Metadata(),
+        guards: Sequence[Guard] = (),
+    ) -> int:
+        """Appends what was decided elsewhere, as one; answers the last position.
+
+        Raises errors.Conflict when a stream has moved since: then it has to be decided again. Else as `execute_all`.
+        """
+        try:
+            with _in_our_words():
+                return (await self._store(decided, tenant, metadata, None, guards))[1].last
+        except VersionConflict:
+            raise errors.Conflict() from None
+
+    async def _store(
+        self,
+        decided: Sequence[Decided],
+        tenant: str,
+        metadata: messages.Metadata,
+        key: Key | None,
+        guards: Sequence[Guard],
+    ) -> tuple[Sequence[Draft], Appended]:
+        if sum(len(one.events) for one in decided) > _AT_ONCE:
+            drafts, writes = await asyncio.to_thread(self._writes, decided, tenant, metadata)
+        else:
+            drafts, writes = self._writes(decided, tenant, metadata)
+        return drafts, await self.writer.append(Append(tenant, writes, key, guards, metadata.actor))
+
+    def _writes(
+        self, decided: Sequence[Decided], tenant: str, metadata: messages.Metadata
+    ) -> tuple[list[Draft], list[Write]]:
+        drafts: list[Draft] = []
+        writes: list[Write] = []
+        for one in decided:
+            stream = messages.stream(one.context.STREAM, tenant, one.id)
+            mine = [
+                Draft(tenant, stream, one.before.version + n, uuid4(), event, metadata)
+                for n, event in enumerate(one.events, start=1)
+            ]
+            drafts += mine
+            claims = [claim for event in one.events for claim in one.context.claims(event)]
+            stored = [self.mapper.to_stored_event(draft) for draft in mine]
+            # Also without events: what is decided here rests on this version of the stream.
+            writes.append(Write(stream, one.before.version, stored, claims))
+        return drafts, writes
 
     async def earlier(self, contexts: Sequence[Any], tenant: str, key: Key, stream: str | None = None) -> Done | None:
         """What a key did before, or None; the state is that of `stream`, else of the first stream it wrote.
@@ -231,6 +294,23 @@ class Store:
             context = next(one for one in contexts if stream.partition("/")[0] == one.STREAM)
             state = (await self.load(context, stream, until=appended.last)).state
         return Done(appended.last, state, recorded, replayed=True)
+
+
+@contextmanager
+def _in_our_words() -> Iterator[None]:
+    """What the writer raises, as errors of the catalogue; VersionConflict and Claimed are the caller's."""
+    try:
+        yield
+    except GuardFailed:
+        raise errors.LeaseLost() from None
+    except KeyReused:
+        raise errors.KeyReused() from None
+    except Overloaded:
+        raise errors.Unavailable("Too many commands are waiting; try again", retry_after=1) from None
+    except OperationalError:
+        raise errors.Unavailable(retry_after=1) from None
+    except asyncpg.DiskFullError:
+        raise errors.StorageFull() from None
 
 
 def _first(wishes: Sequence[Wish], tenant: str) -> str | None:

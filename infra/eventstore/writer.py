@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from uuid import uuid4
 
 import asyncpg
@@ -22,6 +23,8 @@ BAD = (asyncpg.PostgresError, asyncpg.InterfaceError, ValueError, TypeError, Ove
 
 #: How many commands are looked at for a group of that many events.
 _LOOKS = 4
+#: A command of more writes goes to the server in parts, so that the loop serves others in between.
+_PART = 1000
 
 
 class Pending:
@@ -138,7 +141,8 @@ class Writer:
         A cancelled caller does not take the command back: it may or may not be carried out. When the writer is
         stopped while a command waits, OperationalError leaves its outcome unknown.
         """
-        prepared = prepare(command)
+        small = len(command.writes) <= _PART
+        prepared = prepare(command) if small else await asyncio.to_thread(prepare, command)
         if self._stopped:
             raise OperationalError("the writer has stopped")
         future: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
@@ -184,6 +188,8 @@ class Writer:
         connection = await self._connected()
         try:
             with naming_loss(connection):
+                if len(commands) == 1 and (parts := _parts(commands[0].command)):
+                    return [await _append_parts(connection, parts)]
                 return await append_group(connection, commands)
         except CONNECTION_LOST:
             raise
@@ -256,6 +262,44 @@ class Writer:
         finally:
             connection.terminate()
         self._session = None
+
+
+def _parts(command: Append) -> Sequence[Append]:
+    """A large command as several that are carried out in one transaction; none where it goes as it is.
+
+    The log's lock is held from the first to the last, so guards that hold for the first hold for all. What the claims
+    of a command come to is judged for all of its writes at once, so at most one of them may have some.
+    """
+    writes = command.writes
+    if len(writes) <= _PART or command.key is not None or sum(bool(write.claims) for write in writes) > 1:
+        return ()
+    edges = [*range(0, len(writes), _PART), len(writes)]
+    return [
+        Append(command.tenant, writes[start:end], None, () if start else command.guards, command.principal)
+        for start, end in pairwise(edges)
+    ]
+
+
+class _Refused(Exception):
+    """A part is, so none of the others may stay."""
+
+    def __init__(self, outcome: Exception) -> None:
+        self.outcome = outcome
+
+
+async def _append_parts(connection: asyncpg.Connection[asyncpg.Record], parts: Sequence[Append]) -> Outcome:
+    """As one command; its time is that of the last part."""
+    done: list[Appended] = []
+    try:
+        async with connection.transaction():
+            for part in parts:
+                [outcome] = await append_group(connection, [prepare(part)])
+                if isinstance(outcome, Exception):
+                    raise _Refused(outcome)
+                done.append(outcome)
+    except _Refused as refused:
+        return refused.outcome
+    return Appended(done[0].first, sum(part.count for part in done), done[-1].recorded_at)
 
 
 async def _find(connection: asyncpg.Connection[asyncpg.Record], command: Append) -> Appended | None:

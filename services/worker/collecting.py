@@ -6,6 +6,7 @@ together with the cursor behind it.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -14,14 +15,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import msgspec
 from msgspec import Struct
 
 from domain import jobs, kinds
-from domain.errors import TimedOut
+from domain.errors import Held, TimedOut
 from services.worker import child
 
 _NAP_S = 0.1
+_ESCAPE = re.compile(r"\\(.)")
+_ESCAPES = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
 
 
 class Item(NamedTuple):
@@ -64,7 +66,8 @@ class Outcome(NamedTuple):
 class Source(Protocol):
     """What a kind of this sort is: a class in a file of its name, made from a Context, listed in
     services.worker.sources. With an attribute `atomic = True` all changes are kept until the end and become part of
-    the log together or not at all."""
+    the log together or not at all. One with `guarded = True` looks
+    itself whether its deletions need a person."""
 
     def observe(self, cursor: Any | None) -> Iterator[Page]:
         """From the beginning, or from behind the page with that cursor. Whatever `outcome` needs of the pages before
@@ -88,11 +91,10 @@ class Known:
     def _items(self) -> dict[str, dict[str, bytes]]:
         found: dict[str, dict[str, bytes]] = {}
         if self._path.exists():
-            decode = msgspec.json.Decoder(tuple[str, str, str]).decode
-            with self._path.open("rb") as lines:
+            with self._path.open(encoding="utf-8", newline="\n") as lines:
                 for line in lines:
-                    entity, item, digest = decode(line)
-                    found.setdefault(entity, {})[item] = bytes.fromhex(digest)
+                    entity, item, digest = line.rstrip("\n").split("\t")
+                    found.setdefault(_unescaped(entity), {})[_unescaped(item)] = bytes.fromhex(digest)
         return found
 
     def ids(self, entity: str) -> AbstractSet[str]:
@@ -105,6 +107,11 @@ class Known:
     def count(self, entity: str | None = None) -> int:
         """Of one entity, or of all."""
         return sum(map(len, self._items.values())) if entity is None else len(self._items.get(entity, {}))
+
+
+def _unescaped(text: str) -> str:
+    """A value of the text format of COPY."""
+    return _ESCAPE.sub(lambda found: _ESCAPES.get(found[1], found[1]), text) if "\\" in text else text
 
 
 class Remote:
@@ -143,12 +150,18 @@ class Remote:
         return self._parent.hear(child.Wait).seconds
 
 
+def hold(plan: str, reason: str, details: Mapping[str, Any]) -> None:
+    """Nobody has confirmed anything."""
+    raise Held(f"Held: {reason}", plan=plan, reason=reason, **details)
+
+
 @dataclass(kw_only=True)
 class Context:
     """What a source is made from. `spec` is the kind's Spec, `secrets` are in clear, `mark` is the last Outcome's
     under this configuration, `resumed` says that this is not the job's beginning (then nothing will be deleted),
     `deadline` is on the monotonic clock, `work` a folder that stays while the job may be resumed. `counters` tells
-    what the job came to so far."""
+    what the job came to so far. `confirm(plan hash, reason, details)` raises errors.Held, or errors.PlanChanged, unless
+    a person has seen that plan."""
 
     spec: Any
     options: kinds.Options
@@ -164,6 +177,7 @@ class Context:
     job: str
     collection: str
     counters: Callable[[], jobs.Counters]
+    confirm: Callable[[str, str, Mapping[str, Any]], None] = hold
 
 
 Make = Callable[[Context], Source]
