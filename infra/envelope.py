@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from datetime import datetime
 from enum import Enum
 from urllib.parse import quote, unquote
-from uuid import UUID
 
 import msgspec
+from asyncpg.pgproto.pgproto import UUID
 from msgspec import Struct
 
 from infra import subjects
@@ -122,6 +122,12 @@ class Envelope:
 
     def _mac(self, position: int, time: str, digest: bytes) -> str:
         return hmac.digest(self._key, self._prefix + f"{position} {time} ".encode() + digest, "sha256").hex()
+
+
+def lines(raw: bytes) -> dict[str, str]:
+    """The headers of a message, from the bytes behind its status line."""
+    pairs = [line.partition(":") for line in raw.decode("utf-8", "replace").split("\r\n")[1:]]
+    return {name: value.strip() for name, colon, value in pairs if colon}
 
 
 def position_of(headers: Mapping[str, str] | None) -> int | None:

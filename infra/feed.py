@@ -7,12 +7,14 @@ import contextlib
 import secrets
 from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 from nats.aio.msg import Msg
 
 from domain import errors
 from infra import jetstream
 from infra.bus import Bus, Listener
+from infra.envelope import lines
 
 STREAM = "EVENTS"
 
@@ -21,6 +23,14 @@ _SILENCE_S = 3.0
 _IDLE_S = 10.0
 _GOODBYE_S = 0.5
 _ROOM = 16_384
+_NO_STATUS = b"NATS/1.0\r\n"
+
+
+class Delivery(NamedTuple):
+    """A message: `headers` with their status line, as they came; empty where there were none."""
+
+    headers: bytes
+    data: bytes
 
 
 class Feed:
@@ -28,7 +38,8 @@ class Feed:
     not that a message is ours."""
 
     def __init__(self, bus: Bus, retry_s: float, arrived: Callable[[], None]) -> None:
-        self.inbox: deque[Msg] = deque()
+        self.inbox: deque[Delivery] = deque()
+        self._answers: set[asyncio.Task[None]] = set()
         self._bus, self._retry_s, self._arrived = bus, retry_s, arrived
         self._stream = jetstream.Stream(bus, STREAM)
         self._subject = f"_INBOX.{secrets.token_hex(12)}"
@@ -49,7 +60,7 @@ class Feed:
 
     async def run(self, position: Callable[[], int | None]) -> None:
         """Keeps a consumer that begins behind `position()`; none while that is None. Serves until cancelled."""
-        self._listener = await self._bus.subscribe(self._subject, self._receive)
+        self._listener = await self._bus.subscribe(self._subject, self._plain, tap=self._receive)
         forget = self._bus.watch(self._forget)
         try:
             while True:
@@ -87,16 +98,25 @@ class Feed:
             "mem_storage": True,
         }
 
-    async def _receive(self, message: Msg) -> None:
+    def _receive(self, reply: str, headers: bytes, data: bytes) -> None:
         self._heard = asyncio.get_running_loop().time()
-        if message.headers is not None and "Status" in message.headers:
-            if reply := message.reply or message.headers.get("Nats-Consumer-Stalled"):
-                with contextlib.suppress(errors.Unavailable):
-                    await self._bus.publish(reply)
+        if not headers.startswith(_NO_STATUS):
+            if reply := reply or lines(headers).get("Nats-Consumer-Stalled", ""):
+                task = asyncio.create_task(self._answer(reply))
+                self._answers.add(task)
+                task.add_done_callback(self._answers.discard)
             return
         if len(self.inbox) < _ROOM:  # else there is a gap, and gaps are read from Postgres
-            self.inbox.append(message)
+            self.inbox.append(Delivery(headers, data))
         self._arrived()
+
+    async def _plain(self, message: Msg) -> None:
+        """Nothing of ours is without headers."""
+        self._receive("", _NO_STATUS, message.data)
+
+    async def _answer(self, reply: str) -> None:
+        with contextlib.suppress(errors.Unavailable):
+            await self._bus.publish(reply)
 
     def _silent(self) -> bool:
         return asyncio.get_running_loop().time() - self._heard > _SILENCE_S

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from domain import errors
 from infra.bus import Bus, Reply
-from infra.envelope import Sealed
+from infra.envelope import Sealed, lines
 
 WRONG_LAST_SEQUENCE = 10071
 WRONG_LAST_MESSAGE = 10070
@@ -117,7 +117,7 @@ class Stream:
         if answer is None:
             return None
         message = answer["message"]
-        headers = _headers(b64decode(message.get("hdrs", "")))
+        headers = lines(b64decode(message.get("hdrs", "")))
         return Stored(message["seq"], headers, b64decode(message.get("data", "")))
 
     async def _call(self, subject: str, body: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -183,8 +183,3 @@ def _sequence(reply: Reply) -> int:
 def _refusal(answer: Mapping[str, Any]) -> Refused:
     error = answer["error"]
     return Refused(error.get("err_code", 0), error.get("description", ""))
-
-
-def _headers(raw: bytes) -> dict[str, str]:
-    lines = raw.decode("utf-8", "replace").split("\r\n")[1:]
-    return {name.strip(): value.strip() for name, colon, value in (line.partition(":") for line in lines) if colon}

@@ -6,40 +6,29 @@ import asyncio
 import contextlib
 import heapq
 import itertools
-from collections import deque
 
 import structlog
 from msgspec import Struct
 
-from domain import messages
 from infra import config
 from infra.bus import Bus
 from infra.db import CONNECTION_LOST
-from infra.envelope import Envelope, Verdict, position_of
+from infra.envelope import Envelope, Verdict, lines, position_of
 from infra.eventstore.mapper import LogNotification
 from infra.eventstore.store import Store
 from infra.feed import Feed
 from infra.hints import Hints
+from infra.subscription import RETRY_S, Broken, Contexts, Page, Span, Subscription
 
 log = structlog.get_logger()
 
 #: Events that wait in memory for a slow subscriber before it has to read them from Postgres.
 BACKLOG = 4096
-_RETRY_S = 0.2
 _CHUNK = 256
 #: After as many hints on which JetStream was too late it gets no grace, until something comes from there.
 _LATE = 3
-
-#: A page of these contexts covers that many times as many positions: hardly any of them has to be read.
+#: A page of some contexts covers that many times as many positions: hardly any of them has to be read.
 _STRIDE = 10
-
-Page = list[messages.Recorded]
-#: What a subscriber wants to see; None stands for everything.
-Contexts = frozenset[str] | None
-
-
-class Broken(Exception):
-    """The log is not contiguous: this is no longer the database that this process started with."""
 
 
 class Ended(Exception):
@@ -53,111 +42,6 @@ class Counts(Struct):
     from_postgres: int = 0
     ignored: int = 0
     forged: int = 0
-
-
-class Span(Struct, frozen=True):
-    """What the log holds from position `first` to `last`: all of it, or the events of `contexts`."""
-
-    first: int
-    last: int
-    page: Page
-    contexts: Contexts = None
-
-    def covers(self, contexts: Contexts) -> bool:
-        return self.contexts is None or (contexts is not None and contexts <= self.contexts)
-
-    def after(self, position: int, contexts: Contexts) -> Page:
-        """Its events behind a position."""
-        if contexts is None:
-            return self.page[max(position + 1 - self.first, 0) :]
-        return [one for one in self.page if one.position > position and one.stream.partition("/")[0] in contexts]
-
-
-class Subscription:
-    """Every event after a position, once and in order, as lists. Iterate it in one task; `close` ends it.
-
-    Whoever is slow reads what no longer fits in memory from Postgres, at its own pace.
-    """
-
-    def __init__(self, tail: Tail, after: int, backlog: int, contexts: Contexts) -> None:
-        self.position = after
-        self.contexts = contexts
-        self._tail, self._backlog = tail, backlog
-        self._queue: deque[Page] = deque()
-        self._queued = 0
-        self._end = after  # the last position that was given out, queued or is being read
-        self._changed = asyncio.Event()
-        self._closed = False
-
-    def offer(self, span: Span) -> None:
-        """Takes what continues this subscription, if there is room for it."""
-        if not span.first <= self._end + 1 <= span.last or not span.covers(self.contexts):
-            self._changed.set()
-            return
-        fresh = span.after(self._end, self.contexts)
-        if self._queued + len(fresh) > self._backlog:
-            self._changed.set()
-            return
-        self._end = span.last
-        if fresh:
-            self._queue.append(fresh)
-            self._queued += len(fresh)
-            self._changed.set()
-        elif not self._queue:
-            self.position = span.last
-
-    def nudge(self) -> None:
-        """Has it look again whether there is anything to give out."""
-        self._changed.set()
-
-    def close(self) -> None:
-        self._closed = True
-        self._changed.set()
-        self._tail.forget(self)
-
-    def __aiter__(self) -> Subscription:
-        return self
-
-    async def __anext__(self) -> Page:
-        while not self._closed:
-            self._changed.clear()
-            if self._queue:
-                page = list(itertools.chain.from_iterable(self._queue))
-                self._queue.clear()
-                self._queued = 0
-                self.position = self._end
-                return page
-            self._tail.check()
-            if self._end < self._tail.position:
-                if page := await self._read():
-                    return page
-            else:
-                await self._changed.wait()
-        raise StopAsyncIteration
-
-    async def _read(self) -> Page:
-        """The next page from Postgres. When it reaches the tail's position, what is published from here on is queued
-        behind it."""
-        start, until = self._end, self._tail.position
-        joins = until - start <= self._tail.stride(self.contexts)
-        if joins:
-            self._end = until
-        try:
-            span = await self._tail.span(start, until, self.contexts)
-        except BaseException as error:
-            self._queue.clear()
-            self._queued, self._end = 0, start
-            if not isinstance(error, CONNECTION_LOST):
-                raise
-            await asyncio.sleep(_RETRY_S)
-            return []
-        assert span is not None
-        if not joins:
-            self._end = span.last
-        elif span.last != until:
-            raise Broken(f"the log ends at position {span.last}, before {until}")
-        self.position = span.last
-        return span.page
 
 
 class Tail:
@@ -184,7 +68,7 @@ class Tail:
         self.position = 0
         self.counts = Counts()
         self.hints = hints or Hints(store.database)
-        self.feed = Feed(bus, _RETRY_S, self._arrived)
+        self.feed = Feed(bus, RETRY_S, self._arrived)
         self.task: asyncio.Task[None] | None = None
         self._fed = feed
         self._store, self._settings = store, settings
@@ -305,7 +189,7 @@ class Tail:
             except CONNECTION_LOST as error:
                 log.warning("the tail waits for Postgres", reason=type(error).__name__, position=self.position)
                 self._must_read = True
-                await asyncio.sleep(_RETRY_S)
+                await asyncio.sleep(RETRY_S)
 
     async def _wait(self) -> None:
         self._work.clear()
@@ -336,11 +220,12 @@ class Tail:
         while self.feed.inbox and len(notes) < _CHUNK and not self._must_read:
             message = self.feed.inbox.popleft()
             self._late = 0
-            claimed, expected = position_of(message.headers), self.position + len(notes) + 1
+            headers = lines(message.headers)
+            claimed, expected = position_of(headers), self.position + len(notes) + 1
             if claimed is None or claimed < expected:
                 self.counts.ignored += 1
                 continue
-            verdict = self._envelope.unpack(message.headers, message.data)
+            verdict = self._envelope.unpack(headers, message.data)
             if verdict is Verdict.FORGED:
                 self.counts.forged += 1
             elif verdict is Verdict.FOREIGN:

@@ -17,7 +17,8 @@ from infra.envelope import Envelope
 from infra.eventstore.mapper import LogNotification, Mapper
 from infra.eventstore.store import Store
 from infra.hints import Hints
-from infra.tail import Ended, Page, Tail
+from infra.subscription import Page
+from infra.tail import Ended, Tail
 from services import relay as relays
 from services.relay import Relay
 from tests.notes import MASTER, Confided, Notes, Written, open_log, running, until

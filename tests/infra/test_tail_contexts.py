@@ -11,7 +11,8 @@ from infra import config
 from infra.bus import Bus
 from infra.eventstore.mapper import LogEvent, content_hash
 from infra.eventstore.recorder import Append, Write
-from infra.tail import Page, Subscription, Tail
+from infra.subscription import Page, Subscription
+from infra.tail import Tail
 from services import relay as relays
 from tests.notes import MASTER, Notes, open_log, until
 
