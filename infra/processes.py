@@ -141,7 +141,10 @@ def sync_directory(path: Path) -> None:
 
 
 def secret(path: Path, make: Callable[[], str] = lambda: secrets.token_hex(32)) -> str:
-    """The secret kept in `path` (mode 0600, its folder 0700); made on first use, also when two ask at once."""
+    """The secret kept in `path` (mode 0600, its folder 0700), 32 random bytes as hex unless `make` says otherwise.
+
+    Made on first use, durably: of several processes that make it at once one wins, and all read the same.
+    """
     private_directory(path.parent)
     if not path.exists():
         candidate = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
@@ -150,6 +153,7 @@ def secret(path: Path, make: Callable[[], str] = lambda: secrets.token_hex(32)) 
             os.link(candidate, path)
         candidate.unlink()
         sync_directory(path.parent)
+        sync_directory(path.parent.parent)
     return path.read_text().strip()
 
 

@@ -21,30 +21,7 @@ class Undecipherable(Exception):
 
 def load_master(directory: Path) -> bytes:
     """The 32-byte master key in `directory`/secrets/master.key, made on first use (mode 0600)."""
-    return bytes.fromhex(load_or_make(directory / "secrets" / "master.key", os.urandom(32).hex()))
-
-
-def load_or_make(path: Path, fresh: str) -> str:
-    """The text of a secret file; `fresh` is written first (durably, mode 0600) where there is none.
-
-    Of several processes that make it at once, one wins and all read the same.
-    """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not path.exists():
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
-        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            file.write(fresh)
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(draft, path)
-        except FileExistsError:
-            pass
-        finally:
-            draft.unlink()
-        processes.sync_directory(path.parent)
-        processes.sync_directory(path.parent.parent)
-    return path.read_text("ascii").strip()
+    return bytes.fromhex(processes.secret(directory / "secrets" / "master.key"))
 
 
 def derive(master: bytes, purpose: str, *parts: str) -> bytes:
@@ -130,4 +107,5 @@ class Keyring:
 
 def admin_token(directory: Path, master: bytes) -> str:
     """The token of the installation's own key, in `directory`/secrets/admin.token (mode 0600)."""
-    return load_or_make(directory / "secrets" / "admin.token", f"udk_admin_{token(master, 'api key', 'admin')}")
+    made = f"udk_admin_{token(master, 'api key', 'admin')}"
+    return processes.secret(directory / "secrets" / "admin.token", lambda: made)

@@ -35,13 +35,9 @@ def test_the_master_key_is_made_once_and_private(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "secrets") == ["master.key"]
 
 
-def _load(directory: str) -> bytes:
-    return secrets.load_master(Path(directory))
-
-
 def test_processes_that_start_at_once_agree(tmp_path: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(4) as pool:
-        found = pool.map(_load, [str(tmp_path)] * 16, chunksize=1)
+        found = pool.map(secrets.load_master, [tmp_path] * 16, chunksize=1)
     assert len(set(found)) == 1
     assert os.listdir(tmp_path / "secrets") == ["master.key"]
 
