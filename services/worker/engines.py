@@ -13,15 +13,18 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from domain import jobs
+from domain import jobs, messages
 from domain.plans import files as plan
 from infra.config import Settings
+from infra.leases import Lease
 from services import roots
 from services.asks import Ask
 from services.main import Process
-from services.worker import child, files
+from services.worker import child, collector, files
+from services.worker.bringing import Bringing
 from services.worker.files_context import Context as FilesContext
 from services.worker.files_context import Progress
+from services.worker.sources import SOURCES
 
 
 class Work(Struct, frozen=True):
@@ -43,6 +46,13 @@ def task(settings: Settings, work: Work) -> child.Task:
     if work.confirm is not None:
         spec = replace(spec, plan_hash=work.confirm)
     return _files_task(settings, "files", work.tenant, spec, work.queued.roots, work.job, work.folder)
+
+
+def bringing(process: Process, work: Work, lease: Lease, metadata: messages.Metadata) -> Bringing | None:
+    """For a kind that brings items; it makes the child's tasks itself."""
+    if work.queued.ticket.kind not in SOURCES:
+        return None
+    return Bringing(process, work.tenant, work.job, lease, work.folder, metadata)
 
 
 def plan_task(settings: Settings, ask: Ask, id: str) -> child.Task:
@@ -148,9 +158,15 @@ def _plan_files(told: child.Task, parent: child.Parent) -> child.Done:
     return child.Done(msgspec.json.encode(summary), jobs.Counters())
 
 
+def _collect(told: child.Task, parent: child.Parent) -> child.Done:
+    assert told.collect is not None
+    return collector.run(told, parent, SOURCES[told.collect.kind])
+
+
 _RESULT_BYTES = 128 * 1024
 
 CALLS: Mapping[str, Callable[[child.Task, child.Parent], child.Done]] = {
     "files": _sync_files,
     "files.plan": _plan_files,
+    "collect": _collect,
 }

@@ -50,6 +50,8 @@ class Run:
         self._written = 0.0
         folder = engines.folder(process.settings, job)
         self._work = engines.Work(tenant, job, state.queued, folder, state.confirm)
+        self._bringing = engines.bringing(process, self._work, lease, self._metadata)
+        self._seen: child.Seen | None = None
 
     # What the worker tells it.
 
@@ -101,7 +103,7 @@ class Run:
                 await self._release()
                 raise
             current.uncancel()
-            command = jobs.EndStop(counters=self._now.counters)
+            command = jobs.EndStop(counters=self._counted(self._now.counters))
         except (errors.LeaseLost, errors.InvalidState) as error:
             log.warning("a run ends: the job is no longer its own", job=self._job, reason=error.message)
             command = None
@@ -128,7 +130,8 @@ class Run:
         if said.stopped and self._leaving and not self._stopping:
             return None
         if said.stopped:
-            return jobs.EndStop(counters=said.counters)
+            return jobs.EndStop(counters=self._counted(said.counters))
+        self._seen = said.seen
         await engines.keep(self._process, self._work)
         duration_ms = round((time.monotonic() - started) * 1000)
         return jobs.Complete(counters=said.counters, result=Raw(said.result), duration_ms=duration_ms)
@@ -138,10 +141,10 @@ class Run:
             log.warning("the child died; the job will be taken up again", job=self._job)
             return None
         message = f"The work ended its process {ATTEMPTS} times without progress"
-        return jobs.Fail(code=errors.SyncFailed.code, message=message, counters=self._now.counters)
+        return jobs.Fail(code=errors.SyncFailed.code, message=message, counters=self._counted(self._now.counters))
 
     async def _failure(self, said: child.Failed) -> jobs.Command:
-        counters = said.counters if said.counters.processed else self._now.counters
+        counters = self._counted(said.counters if said.counters.processed else self._now.counters)
         await self._add_line("error", said.message)
         if said.code == errors.Held.code:
             details = dict(said.details)
@@ -165,7 +168,16 @@ class Run:
         return said
 
     async def _attempt(self) -> child.Done | child.Failed:
-        task = engines.task(self._process.settings, self._work)
+        try:
+            return await self._run()
+        except (errors.LeaseLost, errors.InvalidState):
+            raise
+        except errors.Error as error:  # what was brought cannot be kept; the child has been ended
+            return child.Failed(error.code, error.message, error.details)
+
+    async def _run(self) -> child.Done | child.Failed:
+        bringing = self._bringing
+        task = engines.task(self._process.settings, self._work) if bringing is None else await bringing.task()
         async with self._children.one() as one:
             self._child = one
             try:
@@ -177,7 +189,7 @@ class Run:
                     if isinstance(said, child.Done | child.Failed):
                         one.clean = True
                         return said
-                    await self._note(said)
+                    await self._note(said, one)
             finally:
                 self._child = None
 
@@ -193,16 +205,29 @@ class Run:
                 f"There is no baseline for an {queued.requested_type.replace('_', ' ')} yet, so this is a full sync",
             )
 
-    async def _note(self, said: child.Said) -> None:
+    async def _note(self, said: child.Said, one: Child) -> None:
         match said:
             case child.Report():
                 at = max(said.progress, self._now.progress)
-                self._now = progress.Progress(said.stage, min(at, 99), said.counters)
+                self._now = progress.Progress(said.stage, min(at, 99), self._counted(said.counters))
                 await self._say_progress()
             case child.Line():
                 await self._add_line(said.level, said.message)
+            case child.Changes() | child.Permit() | child.Quota() if self._bringing is not None:
+                answer = await self._bringing.hear(said)
+                self._heed(self._bringing.state)
+                if answer is not None:
+                    await one.tell(answer)
         if time.monotonic() - self._written >= _ROW_S:
             await self._write_rows()
+
+    def _counted(self, said: jobs.Counters) -> jobs.Counters:
+        return said if self._bringing is None else self._bringing.counters(said)
+
+    def _heed(self, state: jobs.Job) -> None:
+        """A stop that the tail has yet to tell of."""
+        if state.status == "stopping" and not self._stopping:
+            self.stop(state.graceful)
 
     async def _say_progress(self) -> None:
         """An event for each stage and each 5 %."""
@@ -244,9 +269,18 @@ class Run:
 
     async def _end(self, command: jobs.Command) -> None:
         try:
-            await self._execute(command)
+            if self._bringing is not None and self._seen is not None and isinstance(command, jobs.Complete):
+                await self._bringing.complete(command, self._seen)
+            else:
+                await self._execute(command)
         except (errors.InvalidState, errors.LeaseLost) as error:  # it ended in the log meanwhile, or is another's
             log.info("an end that does not count", job=self._job, reason=error.message)
+            return
+        except errors.Error as error:  # what was brought cannot be kept
+            if not isinstance(command, jobs.Complete):
+                raise
+            counters = self._counted(self._now.counters)
+            await self._end(jobs.Fail(code=error.code, message=error.message, counters=counters, details=error.details))
             return
         if isinstance(command, jobs.Complete | jobs.EndStop):
             await engines.discard(self._work.folder)
@@ -271,8 +305,7 @@ class Run:
                 await asyncio.sleep(_ROW_S)
             else:
                 break
-        if done.state.status == "stopping" and not self._stopping:  # the tail has yet to say so
-            self.stop(done.state.graceful)
+        self._heed(done.state)
 
 
 def _is_busy(said: child.Done | child.Failed) -> TypeGuard[child.Failed]:
