@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from domain import errors, jobs
-from domain.plans import files
+from domain.plans import files, network
 
 Text = Annotated[str, Meta(min_length=1, max_length=4096)]
 
@@ -35,6 +35,18 @@ class FilesConfig(Struct, frozen=True, rename="camel", forbid_unknown_fields=Tru
     delete_missing_in_target: bool = False
     verify_integrity: bool = True
     exclude_patterns: tuple[Text, ...] = ()
+
+
+class NetworkConfig(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+    """The configuration of an integration of kind `network`: as `domain.plans.network.Spec`."""
+
+    directories: tuple[Text, ...]
+    timeout: Annotated[float, Meta(gt=0, le=300)] = 30.0
+    patience: Annotated[float, Meta(ge=0, le=300)] = 2.0
+    max_rows: Annotated[int, Meta(ge=1, le=1_000_000)] = 100_000
+    max_change_fraction: Annotated[float, Meta(gt=0, le=1)] = 0.2
+    ping: bool = True
+    ping_timeout: Annotated[float, Meta(gt=0, le=10)] = 2.0
 
 
 class Kind(Struct, frozen=True):
@@ -74,6 +86,20 @@ def _files(config: FilesConfig, type: jobs.Type, options: Options) -> files.Spec
     return spec
 
 
+def _network(config: NetworkConfig, type: jobs.Type, options: Options) -> network.Spec:
+    """Every run sees everything, whatever its type."""
+    return network.Spec(
+        directories=network.directories(config.directories),
+        timeout=config.timeout,
+        patience=config.patience,
+        max_rows=config.max_rows,
+        max_change_fraction=config.max_change_fraction,
+        ping=config.ping,
+        ping_timeout=config.ping_timeout,
+        force=options.force,
+    )
+
+
 def target(path: str) -> str:
     """The name of a folder that one job at a time may write: however it is spelled, and short."""
     return hashlib.sha256(posixpath.normpath(path).encode("utf-8", "surrogateescape")).hexdigest()[:32]
@@ -88,6 +114,7 @@ KINDS: Mapping[str, Kind] = {
         target=lambda spec: target(spec.target_directory),
         paths=lambda config: (config.source_directory, config.target_directory),
     ),
+    "network": Kind(network.Spec, network.Result, NetworkConfig, _network, target=lambda _: None),
 }
 
 

@@ -150,6 +150,21 @@ class Files(Struct, forbid_unknown_fields=True):
 
 class Collections(Struct, forbid_unknown_fields=True):
     """What a run brings from outside: more than `max_items` is taken for an error of the remote's, and deletions of
+class Network(Struct, forbid_unknown_fields=True):
+    """The directories of the RAIDA network: with any, the integration `network` is declared."""
+
+    directories: list[str] = field(default_factory=list)
+    sync_interval_s: Positive = 3600
+    sync_at_start: bool = True
+    timeout_s: Annotated[float, Meta(gt=0, le=300)] = 30.0
+    patience_s: Annotated[float, Meta(ge=0, le=300)] = 2.0
+    max_rows: Annotated[int, Meta(ge=1, le=1_000_000)] = 100_000
+    max_change_fraction: Annotated[float, Meta(gt=0, le=1)] = 0.2
+    ping: bool = True
+    ping_timeout_s: Annotated[float, Meta(gt=0, le=10)] = 2.0
+    wait_s: Seconds = 60.0
+
+
     more than this part of what there is are held until somebody confirms them."""
 
     max_items: Positive = 1_000_000
@@ -196,6 +211,7 @@ class Settings(Struct, forbid_unknown_fields=True):
     collections: Collections = field(default_factory=Collections)
     up: Up = field(default_factory=Up)
     integrations: list[IntegrationDeclared] = field(default_factory=list)
+    network: Network = field(default_factory=Network)
 
     @property
     def directory(self) -> Path:

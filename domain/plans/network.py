@@ -12,6 +12,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Struct
@@ -36,11 +37,42 @@ _SHOWN = 3
 
 
 class Spec(Struct, frozen=True):
-    """`plan_hash` is the only plan to carry out; `force` carries out what a guard would hold."""
+    """`directories` are base addresses. A download may take `timeout` seconds; once a majority agrees, the others have
+    `patience` seconds more. A plan that touches more than `max_change_fraction` of a list waits for a person: `force`
+    carries it out, `plan_hash` only if it is that one."""
 
     directories: tuple[str, ...]
+    timeout: float = 30.0
+    patience: float = 2.0
+    max_rows: int = 100_000
+    max_change_fraction: float = 0.2
+    ping: bool = True
+    ping_timeout: float = 2.0
     force: bool = False
     plan_hash: str | None = None
+
+
+def directories(given: Iterable[str]) -> tuple[str, ...]:
+    """Base addresses in one spelling, each once. Raises errors.Invalid for what is none, for none at all, and for
+    more than MAX_DIRECTORIES."""
+    found = tuple(dict.fromkeys(map(_address, given)))
+    if not 0 < len(found) <= MAX_DIRECTORIES:
+        raise errors.Invalid(f"There are 1 to {MAX_DIRECTORIES} directories")
+    return found
+
+
+def _address(text: str) -> str:
+    wrong = errors.Invalid("A directory is a base address such as https://raida11.cloudcoin.global, and no more")
+    try:
+        parts = urlsplit(text.strip())
+        parts.port  # noqa: B018 - it is looked at, and refused, only when it is asked for
+    except ValueError:
+        raise wrong from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+        raise wrong
+    if parts.query or parts.fragment or not text.isascii() or not text.strip().isprintable() or " " in text.strip():
+        raise wrong
+    return f"{parts.scheme}://{parts.netloc.lower()}{parts.path.rstrip('/')}"
 
 
 class Sighting(Struct, frozen=True):
@@ -60,7 +92,7 @@ class Result(Struct, frozen=True):
     last_server: str | None
     servers: tuple[Sighting, ...]
     dissenters: tuple[str, ...] = ()
-    unreachable: tuple[str, ...] = ()
+    silent: tuple[str, ...] = ()
 
 
 class Listing(Struct, frozen=True):
@@ -104,6 +136,9 @@ class Agreed(NamedTuple):
     records: Mapping[str, bytes]
     unusable: frozenset[str]
     undecided: Sequence[str]
+
+
+Accepted = Mapping[List, Agreed]
 
 
 def majority(configured: int) -> int:
@@ -166,7 +201,7 @@ def _too_few(name: List, gave: int, answers: Mapping[str, Listing | Trouble], co
     return f"Only {gave} of {configured} directories gave a list {name} of use, not {majority(configured)}{why}"
 
 
-def dissents(answers: Answers, accepted: Mapping[List, Agreed]) -> dict[str, list[Dissent]]:
+def dissents(answers: Answers, accepted: Accepted) -> dict[str, list[Dissent]]:
     """Who differs from what was accepted, by address."""
     found: dict[str, list[Dissent]] = {}
     for name, agreed in accepted.items():
@@ -229,7 +264,7 @@ class Change(NamedTuple):
     op: str
 
 
-def changes(agreed: Mapping[List, Agreed], known: Mapping[List, Mapping[str, str]]) -> list[Change]:
+def changes(agreed: Accepted, known: Mapping[List, Mapping[str, str]]) -> list[Change]:
     """What would be done, sorted; `known` has key -> SHA-256 of canonical JSON, in hexadecimal, of what there is."""
     found: list[Change] = []
     for name, accepted in agreed.items():

@@ -22,7 +22,7 @@ from infra.leases import Lease
 from infra.vault import PREFIX, Vault
 from projections import collections as collections_read
 from services.main import Process
-from services.worker import child
+from services.worker import child, endings
 from services.worker.remotes import Remotes
 
 log = structlog.get_logger("worker")
@@ -197,7 +197,10 @@ class Bringing:
             before = await self._process.store.load(collections, stream)
             observed = Decided(collections, self._origin.collection, before, collections.decide(observe, before.state))
             counters = _sum(command.counters, self.state.counters, applied)
-            return [observed, self._decided(replace(command, counters=counters))]
+            more = await endings.further(
+                self._process.store, self._tenant, self._kind, self._origin.collection, command.result
+            )
+            return [observed, *more, self._decided(replace(command, counters=counters))]
 
         await self._append(self._kept, end)
 

@@ -41,6 +41,7 @@ TOPICS = {
     "jobs.stopped",
     "keys.added",
     "keys.revoked",
+    "network.parity_designated",
     "tenants.added",
 }
 ALIASES = {
