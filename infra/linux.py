@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import struct
+from itertools import repeat
 from typing import Any, Final
 
 RESOLVE_NO_MAGICLINKS: Final = 0x02
@@ -16,8 +17,7 @@ RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
 
 _OPENAT2 = 437  # the same number on every architecture
-_AT_SYMLINK_NOFOLLOW = 0x100
-_STATX_BASIC = 0x7FF
+_NOFOLLOW, _BASIC = repeat(0x100), repeat(0x7FF)  # AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS
 _PR_SET_PDEATHSIG = 1
 _SYNC_WAIT_BEFORE, _SYNC_WRITE, _SYNC_WAIT_AFTER = 1, 2, 4
 
@@ -124,9 +124,10 @@ class Stats:
 
     def read(self, folder: int, names: list[bytes]) -> list[bytes]:
         """Fills a row for each of at most ROWS names, never following a link; returns those that it could not."""
-        statx, flags, mask = self._statx or self._by_stat, _AT_SYMLINK_NOFOLLOW, _STATX_BASIC
-        rows = zip(names, self._slots, strict=False)
-        return [name for name, slot in rows if statx(folder, name, flags, mask, slot)]
+        statx = self._statx or self._by_stat
+        # Without a step of the interpreter between two calls, which would cost as much as a tenth of a call.
+        said = list(map(statx, repeat(folder), names, _NOFOLLOW, _BASIC, self._slots))
+        return [name for name, failed in zip(names, said, strict=True) if failed] if any(said) else []
 
     def columns(self, rows: int) -> list[bytes]:
         """Modes, sizes, mtimes and ctimes (each as seconds in two's complement and nanoseconds), inodes."""

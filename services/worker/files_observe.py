@@ -28,7 +28,7 @@ from services.worker.files_scan import Scan, Scanned
 
 _encode = msgspec.msgpack.Encoder().encode
 _scanned = msgspec.msgpack.Decoder(Scanned).decode
-_BUFFER = 1 << 20
+_BUFFER = 1 << 17
 
 
 class Observer:
