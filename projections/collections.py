@@ -199,9 +199,11 @@ async def position(database: Database) -> int:
 
 
 async def dump(connection: Connection, tenant: str, collection: str, path: Path) -> None:
-    """Writes entity, item and hash of what a collection holds into a file, in the text format of COPY."""
+    """Writes entity, item, hash and `project` (empty where the content has none) of what a collection holds into a
+    file, in the text format of COPY."""
     await connection.copy_from_query(
-        f"select entity, item, hash from {SCHEMA}.items where tenant = $1 and collection = $2 and not deleted",
+        f"select entity, item, hash, split_part(split_part(content, ',\"project\":\"', 2), '\"', 1)"
+        f" from {SCHEMA}.items where tenant = $1 and collection = $2 and not deleted",
         tenant,
         collection,
         output=path,

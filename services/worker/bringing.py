@@ -139,11 +139,16 @@ class Bringing:
         return bytes(state.mark_for(self._origin.config))
 
     async def _secrets(self, queued: jobs.Queued) -> dict[str, str]:
-        """In clear, by the names that the specification gives to their references."""
+        """In clear, by the names that the specification gives to their references. One that was set anew since is
+        taken as it is now: a job that failed over a wrong key goes on with the right one."""
         vault = Vault(self._process.db, self._process.master)
         spec: dict[str, Any] = msgspec.json.decode(queued.spec)
+        config: dict[str, Any] = {}
+        if queued.ticket.integration is not None:
+            stream = messages.stream(integrations.STREAM, self._tenant, queued.ticket.integration)
+            config = msgspec.json.decode((await self._process.store.load(integrations, stream)).state.config)
         return {
-            name: await vault.unseal(self._tenant, value)
+            name: await vault.unseal(self._tenant, config.get(name) or value)
             for name, value in spec.items()
             if isinstance(value, str) and value.startswith(PREFIX)
         }

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 from msgspec import Struct
 
 from domain import jobs, kinds
-from domain.errors import Held, TimedOut
+from domain.errors import Held, RemoteBusy, TimedOut
 from services.worker import child
 
 _NAP_S = 0.1
@@ -93,8 +93,19 @@ class Known:
         if self._path.exists():
             with self._path.open(encoding="utf-8", newline="\n") as lines:
                 for line in lines:
-                    entity, item, digest = line.rstrip("\n").split("\t")
+                    entity, item, digest, _ = line.rstrip("\n").split("\t")
                     found.setdefault(_unescaped(entity), {})[_unescaped(item)] = bytes.fromhex(digest)
+        return found
+
+    def projects(self, entity: str, ids: AbstractSet[str]) -> dict[str, str]:
+        """What stands under `project` in the content of these items, of those where it is text."""
+        found: dict[str, str] = {}
+        if ids and self._path.exists():
+            with self._path.open(encoding="utf-8", newline="\n") as lines:
+                for line in lines:
+                    kind, item, _, project = map(_unescaped, line.rstrip("\n").split("\t"))
+                    if kind == entity and item in ids and project:
+                        found[item] = project
         return found
 
     def ids(self, entity: str) -> AbstractSet[str]:
@@ -120,9 +131,12 @@ class Remote:
     def __init__(self, parent: child.Parent, deadline: float | None) -> None:
         self._parent, self._deadline = parent, deadline
 
-    def permit(self, name: str) -> None:
-        """Waits until one more request may go out. Raises Stopped, errors.TimedOut at the deadline."""
+    def permit(self, name: str, patience: float | None = None) -> None:
+        """Waits until one more request may go out. Raises Stopped, errors.TimedOut at the deadline, errors.RemoteBusy
+        when that would take longer than `patience`, in seconds."""
         while (seconds := self._ask(name)) > 0:
+            if patience is not None and seconds > patience:
+                raise RemoteBusy(retry_after=seconds)
             self.sleep(seconds)
 
     def learn(
