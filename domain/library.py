@@ -375,7 +375,7 @@ def _changed(command: Modify | Touch | Announce | Move, state: File) -> Event:
 
 def same_change(one: ConflictFound, other: ConflictFound) -> bool:
     """Whether two reports are the same change of the same device."""
-    return (one.device, one.local_change, one.local_hash) == (other.device, other.local_change, other.local_hash)
+    return (one.device, one.path, one.local_hash) == (other.device, other.path, other.local_hash)
 
 
 def _resolve(command: Resolve, state: File) -> Sequence[Event]:

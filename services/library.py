@@ -22,6 +22,7 @@ from domain.plans.library import Known, Reported
 from infra import secrets
 from infra.eventstore.recorder import Claimed
 from infra.eventstore.store import Wish
+from services import resolutions
 
 #: Items of a report that are carried out in one append.
 TOGETHER = 128
@@ -59,17 +60,29 @@ class Refusal(Struct, frozen=True):
 
 class Outcome(Struct):
     """Every reported item is in exactly one of accepted, conflicts and rejected; upload_required is a part of
-    accepted. `position` is where the last effect is complete, 0 where there was none."""
+    accepted. `accepted` says for each path where in the feed it is as reported: what the feed tells of it before is
+    old. `position` is where the last effect is complete, 0 where there was none."""
 
-    accepted: list[str] = field(default_factory=list)
+    accepted: dict[str, int] = field(default_factory=dict)
     upload_required: list[str] = field(default_factory=list)
     conflicts: list[library.ConflictFound] = field(default_factory=list)
     rejected: list[Refusal] = field(default_factory=list)
     position: int = 0
 
 
+class Resolved(Struct, frozen=True):
+    """`awaits` is the hash of bytes that have yet to come; `kept` the path of a copy."""
+
+    position: int
+    awaits: str | None = None
+    kept: str | None = None
+
+
 class Shelf(Protocol):
     """Where a library's facts are looked up and kept."""
+
+    async def head(self) -> int:
+        """A position; what is looked up afterwards is at least that new."""
 
     async def there(self, who: Who, places: Collection[str]) -> Mapping[str, str]:
         """The files that stand in places now, from the claims: place -> file."""
@@ -78,6 +91,9 @@ class Shelf(Protocol):
 
     async def known(self, who: Who, places: Collection[str]) -> Mapping[str, Known]:
         """What the device knew to stand in places."""
+
+    async def conflicts(self, who: Who, places: Collection[str]) -> Sequence[library.ConflictFound]:
+        """Unresolved conflicts of this device at places, about whichever file."""
 
     async def contents(self, who: Who, hashes: Collection[str]) -> Mapping[str, tuple[str, int]]:
         """Bytes that this owner has stored, by either hash: hash -> (BLAKE3, size)."""
@@ -120,6 +136,7 @@ class _View(NamedTuple):
     files: Mapping[str, File]
     known: Mapping[str, Known]
     contents: Mapping[str, tuple[str, int]]
+    conflicts: Sequence[library.ConflictFound]
 
     def now(self, place: str) -> Known | None:
         file = self.there.get(place)
@@ -130,6 +147,7 @@ class _Decided(NamedTuple):
     """What becomes of one item, and the command for it, if any."""
 
     wish: Wish | None = None
+    since: int | None = None
     upload: bool = False
     conflict: library.ConflictFound | None = None
     reason: str | None = None
@@ -166,11 +184,65 @@ class Library:
         """A file whose bytes have just been stored. `knew` is what the one who sent them knew to be there, for one
         who is no device."""
         place = self._places.of(who, path)
+        if (awaiting := await self._awaiting(who, place, content.hash)) is not None:
+            file, conflict = awaiting
+            assert conflict.resolved is not None
+            done = await self.resolve(who, file, conflict.found.conflict, conflict.resolved.resolution)
+            return Outcome(accepted={path: done.position}, position=done.position)
         item = Item(path, "modified", hash=content.hash, size=content.size, mtime=content.mtime)
         asked = _Asked(Reported(path, "modified", hash=content.hash, size=content.size), item, place, None)
         outcome = Outcome()
         await self._carry_out(who, [asked], outcome, {place.at: knew} if who.device is None else None)
         return outcome
+
+    async def resolve(
+        self, who: Who, file: str, conflict: str, resolution: library.Resolution, whose: str = "", day: str = ""
+    ) -> Resolved:
+        """Settles a conflict, or completes a settlement whose bytes have come. `whose` and `day` name the copy where
+        both sides are kept. Raises errors.NotFound, errors.InvalidState."""
+        blocked = 0
+        for _ in range(_TRIES):
+            state = (await self._shelf.files(who, [file]))[file]
+            if (known := state.conflicts.get(conflict)) is None:
+                raise errors.NotFound("There is no such conflict", kind="conflict")
+            sides = await self._sides(who, file, state, known.found)
+            # Where even its folder is taken, a copy goes to the top.
+            beside = known.found.path if blocked < 2 else known.found.path.rpartition("/")[2]
+            copy = plan.conflict_name(beside, whose, day or "copy", blocked)
+            if sides.other is None and not blocked:
+                copy = known.found.path  # nothing else is there to be kept
+            settled = resolutions.settle(
+                sides, resolution, who.device, copy, self._places.of(who, copy), str(uuid.uuid4()), blocked=blocked > 0
+            )
+            try:
+                return Resolved(await self._shelf.append(who, settled.wishes), settled.awaits, settled.kept)
+            except Claimed:
+                if resolution == "client_wins":
+                    raise errors.InvalidState("Something else stands there now; keep_both keeps a copy") from None
+                blocked += 1
+            except errors.Conflict:
+                continue
+        raise errors.Conflict()
+
+    async def _sides(self, who: Who, file: str, state: File, found: library.ConflictFound) -> resolutions.Sides:
+        stored = None
+        if (hash := found.local_hash) is not None:
+            stored = (await self._shelf.contents(who, [hash])).get(hash)
+        there = (await self._shelf.there(who, [found.place.at])).get(found.place.at)
+        other = None if there is None or there == file else (await self._shelf.files(who, [there]))[there]
+        content = None if stored is None else Content(*stored, found.local_mtime)
+        return resolutions.Sides(file, state, found, content, there, other)
+
+    async def _awaiting(self, who: Who, place: Place, hash: str) -> tuple[str, library.Conflict] | None:
+        """A conflict at a place whose resolution waits for these bytes."""
+        there = set((await self._shelf.there(who, [place.at])).values())
+        there |= {one.file for one in (await self._shelf.known(who, [place.at])).values()}
+        for file, state in (await self._shelf.files(who, there)).items():
+            for conflict in state.conflicts.values():
+                at_place = conflict.found.place.at == place.at
+                if at_place and conflict.resolved is not None and conflict.resolved.awaits == hash:
+                    return file, conflict
+        return None
 
     @staticmethod
     def _above(group: Sequence[_Asked], exact: set[str]) -> bool:
@@ -193,19 +265,21 @@ class Library:
             return
         blocked: Claimed | None = None
         for _ in range(_TRIES):
+            seen = await self._shelf.head()
             view = await self._look(who, group, knew)
             decided = [self._decide(who, asked, view) for asked in group]
             wishes = [one.wish for one in decided if one.wish is not None]
             try:
-                if wishes:
-                    outcome.position = max(outcome.position, await self._shelf.append(who, wishes))
+                written = await self._shelf.append(who, wishes) if wishes else 0
             except Claimed as claimed:
                 blocked = claimed
             except errors.Conflict:
                 blocked = None
             else:
+                outcome.position = max(outcome.position, written)
                 for asked, one in zip(group, decided, strict=True):
-                    _note(outcome, asked, one)
+                    held = seen if one.since is None else one.since
+                    _note(outcome, asked, one, held if one.wish is None else written)
                 return
             if len(group) > 1:  # the one that stands in the way is found alone
                 for asked in group:
@@ -222,7 +296,8 @@ class Library:
             known = {place: one for place, one in knew.items() if one is not None}
         files = await self._shelf.files(who, {*there.values(), *(one.file for one in known.values())})
         hashes = {asked.item.hash for asked in group if asked.item.hash is not None}
-        return _View(there, files, known, await self._shelf.contents(who, hashes))
+        contents = await self._shelf.contents(who, hashes)
+        return _View(there, files, known, contents, await self._shelf.conflicts(who, exact))
 
     def _decide(self, who: Who, asked: _Asked, view: _View) -> _Decided:
         item = asked.item
@@ -236,7 +311,8 @@ class Library:
             return _Decided(reason="another path differs from it only in case")
         match plan.judge(item, there, knew, target):
             case plan.Accepted():
-                return _Decided()
+                # Where a move that is said again came from, something else may stand by now.
+                return _Decided(since=who.acked if item.change == "moved" else None)
             case plan.Rejected() as rejected:
                 return _Decided(reason=rejected.reason)
             case plan.Conflict() as conflict:
@@ -281,9 +357,9 @@ class Library:
             server_device=state.device,
             server_number=state.number,
         )
-        for one in state.open_conflicts():
-            if library.same_change(one.found, found):
-                return _Decided(conflict=one.found)
+        for one in (*view.conflicts, *(conflict.found for conflict in state.open_conflicts())):
+            if library.same_change(one, found):
+                return _Decided(conflict=one)
         return _Decided(Wish(library, conflict.file, library.FindConflict(found)), conflict=found)
 
 
@@ -309,14 +385,14 @@ def _command(
             return library.Touch(state.number, mtime, device)
 
 
-def _note(outcome: Outcome, asked: _Asked, decided: _Decided) -> None:
+def _note(outcome: Outcome, asked: _Asked, decided: _Decided, sequence: int) -> None:
     path = asked.item.path
     if decided.reason is not None:
         outcome.rejected.append(Refusal(path, decided.reason))
     elif decided.conflict is not None:
         outcome.conflicts.append(decided.conflict)
     else:
-        outcome.accepted.append(path)
+        outcome.accepted[path] = sequence
         if decided.upload:
             outcome.upload_required.append(path)
 
