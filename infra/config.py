@@ -69,6 +69,8 @@ class Gateway(Struct, forbid_unknown_fields=True):
     shutdown_s: Seconds = 3.0
     read_wait_s: Seconds = 2.0
     long_poll_s: Seconds = 30.0
+    heartbeat_s: Seconds = 15.0
+    live_poll_s: Seconds = 0.25
     rate_limit_per_minute: Positive = 100
 
 

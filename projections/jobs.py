@@ -74,14 +74,15 @@ def ddl(schema: str) -> str:
 
 
 async def apply(connection: Connection, schema: str, events: Sequence[messages.Recorded]) -> None:
-    await TABLE.apply(connection, schema, events, _key, _fold)
+    await TABLE.apply(connection, schema, events, _key, fold)
 
 
 def _key(recorded: messages.Recorded) -> Key:
     return recorded.tenant, recorded.id
 
 
-def _fold(row: Row | None, recorded: messages.Recorded) -> Row | None:
+def fold(row: Row | None, recorded: messages.Recorded) -> Row | None:
+    """A job as it is after an event. Raises LookupError for an event that cannot come then."""
     event, at = recorded.event, recorded.recorded_at
     if isinstance(event, jobs.Queued):
         return _queued(event, recorded)

@@ -43,6 +43,7 @@ async def run(process: Process) -> None:
             group.create_task(gateway.reads.run()),
             group.create_task(gateway.waits.run()),
             group.create_task(gateway.watch_keys()),
+            group.create_task(gateway.live.run()),
         ]
         try:
             async with server.serving(gateway.app, sockets, settings, process.stopping):

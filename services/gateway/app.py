@@ -17,6 +17,7 @@ from services.gateway.cors import Cors
 from services.gateway.dialects import OURS
 from services.gateway.dispatch import Dispatch
 from services.gateway.edge import Edge
+from services.gateway.live import Feeds
 from services.gateway.routes import Api, Call, Route, endpoints, handlers
 from services.gateway.waits import Waits
 from services.main import Process
@@ -58,7 +59,8 @@ class Gateway:
         self.authenticator = Authenticator(
             self._look_up, cors, limiter, open_loopback=bool(settings.auth.open_loopback)
         )
-        api = Api(process, self.authenticator, self.reads, self.waits, metrics.observe)
+        self.live = Feeds(process, self.authenticator.is_revoked)
+        api = Api(process, self.authenticator, self.reads, self.waits, self.live, metrics.observe)
         served = endpoints(api, routes(metrics))
         litestar = Litestar(
             route_handlers=handlers(served),
@@ -92,6 +94,7 @@ class Gateway:
                 for recorded in page:
                     if isinstance(recorded.event, keys.Revoked):
                         self.authenticator.revoke(recorded.id)
+                        self.live.streams.revoke(f"key:{recorded.id}")
         finally:
             subscription.close()
 

@@ -107,6 +107,11 @@ class Authenticator:
         self._revoked.add(id)
         self._known = {mark: entry for mark, entry in self._known.items() if entry[0].id != id}
 
+    def is_revoked(self, actor: str) -> bool:
+        """Whether a principal that was admitted has been revoked since."""
+        kind, _, id = actor.partition(":")
+        return kind != "system" and id in self._revoked
+
     async def admit(self, scope: Any, dialect: dialects.Dialect, needs: str | None = None) -> Principal:
         """The principal of a request to a route of this dialect that needs this scope.
 

@@ -13,7 +13,8 @@ _PREFLIGHT: tuple[headers.Pair, ...] = (
     (b"access-control-allow-methods", b"GET, POST, PUT, DELETE, OPTIONS"),
     (
         b"access-control-allow-headers",
-        b"Content-Type, Authorization, Idempotency-Key, If-Match, Prefer, Undrift-Min-Position, Undrift-Session",
+        b"Content-Type, Authorization, Idempotency-Key, If-Match, Last-Event-ID, Prefer,"
+        b" Undrift-Min-Position, Undrift-Session",
     ),
     (b"access-control-max-age", b"3600"),
 )

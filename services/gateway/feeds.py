@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-from msgspec import Raw, Struct
+from msgspec import Struct
 
-from domain import errors, messages
-from services.gateway import bodies
-from services.gateway.dialects import OURS, Timestamp, timestamp_ms
+from domain import errors
+from services.gateway import bodies, headers
+from services.gateway.dialects import OURS
+from services.gateway.feeds_shapes import Event, shown
 from services.gateway.routes import Call, Parameter, Route
+from services.gateway.streams import Live
 
 LIMIT = 100
 LIMIT_MAX = 1000
-
-
-class Event(Struct):
-    """`subject` is the stream; `data` the event itself. `unreadable` says why this version cannot show it."""
-
-    position: int
-    id: str
-    type: str
-    time: Timestamp
-    subject: str
-    version: int
-    actor: str
-    data: Raw
+_ID = re.compile(r"(?:([0-9]{1,9})\.)?([0-9]{1,18})")
 
 
 class Page(Struct):
@@ -39,36 +29,36 @@ class Page(Struct):
     epoch: int
 
 
-def _event(recorded: messages.Recorded) -> Event:
-    event = recorded.event
-    unreadable = isinstance(event, messages.Unreadable)
-    return Event(
-        position=recorded.position,
-        id=str(recorded.event_id),
-        type=event.stored_topic if isinstance(event, messages.Unreadable) else recorded.topic,
-        time=timestamp_ms(recorded.recorded_at),
-        subject=recorded.stream,
-        version=recorded.version,
-        actor=recorded.metadata.actor,
-        data=Raw(b'{"unreadable":true}' if unreadable else msgspec.json.encode(event)),
-    )
-
-
 async def events(call: Call) -> Any:
+    """With `Accept: text/event-stream` a stream without end, of events whose `id` is `<epoch>.<position>`; with that,
+    or a position alone, as `Last-Event-ID` it goes on behind it. `limit` and `wait` mean nothing then."""
     query = call.query()
     process = call.api.process
     after = bodies.integer(query, "after", 0, -1, 2**62)
+    epoch = bodies.integer(query, "epoch", process.epoch, 0, 2**31)
+    if b"text/event-stream" in call.fields.get(b"accept", b""):
+        return await _stream(call, after, epoch)
     limit = bodies.integer(query, "limit", LIMIT, 1, LIMIT_MAX)
     wait_s = min(bodies.integer(query, "wait", 0, 0, 3600), process.settings.gateway.long_poll_s)
-    epoch = bodies.integer(query, "epoch", process.epoch, 0, 2**31)
     head = await process.store.head()
     _check(after, head, epoch, process.epoch)
     if after >= head and wait_s:
         await call.api.waits.beyond(after, wait_s, process.stopping)
     recorded = await process.store.read(after, limit)
     last = recorded[-1].position if recorded else after
-    shown = [_event(one) for one in recorded if one.tenant == call.tenant]
-    return call.reply(Page(shown, last, max(head, last), process.epoch), last)
+    mine = [shown(one) for one in recorded if one.tenant == call.tenant]
+    return call.reply(Page(mine, last, max(head, last), process.epoch), last)
+
+
+async def _stream(call: Call, after: int, epoch: int) -> Any:
+    process, live = call.api.process, call.api.live
+    seen = headers.last_event_id(call.fields)
+    if seen is not None:
+        if (match := _ID.fullmatch(seen)) is None:
+            raise errors.Invalid("Last-Event-ID is the id of an event of this stream, or a position")
+        epoch, after = int(match[1] or epoch), int(match[2])
+    _check(after, await process.store.head(), epoch, process.epoch)
+    return Live(live.events.stream(live.streams, call.principal.actor, call.tenant, after), [headers.position(after)])
 
 
 def _check(after: int, head: int, epoch: int, present: int) -> None:
@@ -94,9 +84,11 @@ ROUTES: Sequence[Route] = (
             Parameter("after", {"type": "integer", "default": 0, "minimum": 0}, "the position to read on from"),
             Parameter("limit", {"type": "integer", "default": LIMIT}, f"clamped to 1..{LIMIT_MAX}"),
             Parameter("wait", {"type": "integer", "default": 0}, "seconds to wait for an event"),
+            Parameter("Last-Event-ID", {"type": "string", "pattern": _ID.pattern}, "of a stream", where="header"),
             Parameter("epoch", {"type": "integer"}, "the epoch of `after`; another one is answered 410"),
         ),
         answers={200: Page},
+        streams=True,
         errors=(400, 401, 403, 410, 503),
     ),
 )

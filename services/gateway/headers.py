@@ -92,6 +92,12 @@ def min_position(headers: Headers) -> int | None:
     return int(raw)
 
 
+def last_event_id(headers: Headers) -> str | None:
+    """The id of the last event that a client of a stream has seen."""
+    raw = headers.get(b"last-event-id", b"").strip()
+    return raw.decode("latin-1") or None
+
+
 def position(value: int) -> Pair:
     """The header that tells a client where in the log its command ended, or how far its read saw."""
     return (b"undrift-position", b"%d" % value)

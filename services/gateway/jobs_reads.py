@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+import re
+from datetime import UTC, datetime
 from typing import Any
 
 from msgspec import UNSET
 
 from domain import errors, jobs, messages
 from projections import jobs as jobs_read
-from services.gateway import bodies
-from services.gateway.dialects import timestamp_ms
-from services.gateway.jobs_shapes import Detail, Line, Listing, Logs, job, outcome
+from services.gateway import bodies, headers
+from services.gateway.dialects import Reply, timestamp_ms
+from services.gateway.jobs_live import JobStream
+from services.gateway.jobs_shapes import ENDED, Detail, Line, Listing, Logs, job, outcome
+from services.gateway.jobs_watched import Cursor
 from services.gateway.routes import Call
+from services.gateway.streams import Live
 from services.worker import progress
 
 LIMIT = 20
 LIMIT_MAX = 100
+_ID = re.compile(r"([0-9]{1,9})\.([0-9]{1,18})\.([0-9]{1,18})")
 
 
 async def list_(call: Call) -> Any:
@@ -31,7 +36,12 @@ async def list_(call: Call) -> Any:
     rows, total = await jobs_read.list_(
         call.api.process.db, call.tenant, status, query.get("integrationId"), limit, actor
     )
-    return call.reply(Listing([job(row) for row in rows], total), position)
+    shown = [job(row) for row in rows]
+    seen = await progress.read(call.api.process.db, [row.id for row in rows if row.status != "completed"])
+    for one in shown:
+        if one.id in seen:
+            one.progress = max(one.progress, seen[one.id].progress.progress)
+    return call.reply(Listing(shown, total), position)
 
 
 async def found(call: Call) -> tuple[jobs_read.Row, int]:
@@ -49,18 +59,26 @@ async def show(call: Call) -> Any:
     row, position = await found(call)
     detail: Detail = job(row, Detail)
     process = call.api.process
-    fine = await progress.read(process.db, row.id) if row.status in jobs.OPEN else None
-    counters, stage, at = row.counters, row.stage, row.progress
-    if fine is not None and fine.progress >= at:
-        counters, stage, at = fine.counters, fine.stage, fine.progress
-    detail.progress, detail.stats = at, outcome(counters)
-    detail.stage = UNSET if stage is None else stage
-    if row.status == "running" and row.started_at is not None and 0 < at < 100:
-        elapsed = datetime.now(UTC) - row.started_at
-        detail.estimated_completion = timestamp_ms(row.started_at + max(elapsed, timedelta()) * (100 / at))
+    detail.stats = outcome(row.counters)
+    detail.stage = UNSET if row.stage is None else row.stage
+    if row.status != "completed" and (seen := (await progress.read(process.db, [row.id])).get(row.id)):
+        _refine(detail, row, seen)
     lines = await progress.newest_lines(process.db, call.tenant, row.id, process.settings.jobs.log_lines)
     detail.logs = [Line(timestamp_ms(line.at), line.level, line.message) for line in lines]
     return call.reply(detail, position)
+
+
+def _refine(detail: Detail, row: jobs_read.Row, seen: progress.Seen) -> None:
+    """What events do not say: it is newer than they are where a job runs, and never behind them."""
+    if seen.progress.progress < row.progress:
+        return
+    detail.progress = seen.progress.progress
+    if row.status not in jobs.OPEN:
+        return
+    detail.stage = seen.progress.stage
+    detail.stats = outcome(seen.progress.counters)
+    if row.status == "running" and (expected := seen.completion(datetime.now(UTC))) is not None:
+        detail.estimated_completion = timestamp_ms(expected)
 
 
 async def logs(call: Call) -> Any:
@@ -76,3 +94,32 @@ async def logs(call: Call) -> Any:
 async def _ever(call: Call) -> bool:
     stream = messages.stream(jobs.STREAM, call.tenant, call.path("job_id"))
     return bool(await call.api.process.store.stream(stream))
+
+
+async def events(call: Call) -> Any:
+    """A stream of `text/event-stream`: `status` for each change of the job's state, `log` for each line, `progress` now
+    and then, and `end` once it has completed, failed, was stopped or deleted; then the answer is complete. With the
+    `id` of an event as `Last-Event-ID` it goes on behind it, without loss or repetition of status and log; where
+    nothing can follow, the answer is 204."""
+    live = call.api.live
+    cursor = _cursor(call, call.api.process.epoch)
+    await call.api.reads.reached(cursor.position, call.api.process.settings.gateway.read_wait_s)
+    row, position = await found(call)
+    told = row.status in ENDED and cursor.position >= row.position
+    if told and cursor.seq >= await progress.last_line(call.api.process.db, row.id):
+        return Reply(204, b"", [headers.position(position)])
+    key = messages.stream(jobs.STREAM, call.tenant, row.id)
+    stream = JobStream(live.streams, call.principal.actor, live.jobs, key, cursor)
+    return Live(stream, [headers.position(position)])
+
+
+def _cursor(call: Call, epoch: int) -> Cursor:
+    """Where the client was. Raises Invalid, and Gone for a place in another history."""
+    text = headers.last_event_id(call.fields) or call.query().get("lastEventId")
+    if not text:
+        return Cursor()
+    if (match := _ID.fullmatch(text)) is None:
+        raise errors.Invalid("Last-Event-ID is the id of an event of this stream")
+    if int(match[1]) != epoch:
+        raise errors.Gone("That id belongs to another history; read again from the start", resync={"epoch": epoch})
+    return Cursor(int(match[2]), int(match[3]))

@@ -86,6 +86,20 @@ ROUTES: Sequence[Route] = (
         errors=(400, 401, 403, 404, 503),
     ),
     Route(
+        "GET",
+        "/api/sync/jobs/{job_id:str}/events",
+        reads.events,
+        JOBS,
+        "Follow a job: its changes, log lines and progress as they come",
+        query=(
+            Parameter("Last-Event-ID", {"type": "string"}, "the id of the last event that was seen", where="header"),
+            Parameter("lastEventId", {"type": "string"}, "the same, where no header can be set"),
+        ),
+        answers={200: str, 204: None},
+        errors=(400, 401, 403, 404, 410, 503),
+        media="text/event-stream",
+    ),
+    Route(
         "POST",
         "/api/sync/jobs/{job_id:str}/resume",
         commands.resume,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -10,6 +11,9 @@ from msgspec import UNSET, Struct, UnsetType
 from domain import jobs
 from projections import jobs as jobs_read
 from services.gateway.dialects import Timestamp, timestamp_ms
+
+#: What a job may have come to; one that failed may be resumed.
+ENDED = ("completed", "failed", "stopped")
 
 
 class Outcome(Struct, rename="camel"):
@@ -56,6 +60,49 @@ class Detail(Job, rename="camel"):
     logs: list[Line] = []
 
 
+class Status(Struct, rename="camel"):
+    """`event: status` of a job's stream: what has become of it. `progress` is there once it has ended."""
+
+    id: str
+    kind: str
+    type: str
+    status: str
+    timestamp: Timestamp
+    created_at: Timestamp
+    integration_id: str | UnsetType = UNSET
+    started_at: Timestamp | UnsetType = UNSET
+    completed_at: Timestamp | UnsetType = UNSET
+    duration: int | UnsetType = UNSET
+    progress: int | UnsetType = UNSET
+    result: Outcome | UnsetType = UNSET
+    error: Fault | UnsetType = UNSET
+
+
+class Now(Struct, rename="camel"):
+    """`event: progress` of a job's stream: how far it is. What comes between two of them may be left out."""
+
+    progress: int
+    stats: Outcome
+    stage: str | UnsetType = UNSET
+    estimated_completion: Timestamp | UnsetType = UNSET
+
+
+class Logged(Struct, rename="camel"):
+    """`event: log` of a job's stream."""
+
+    seq: int
+    timestamp: Timestamp
+    level: str
+    message: str
+
+
+class End(Struct):
+    """`event: end` of a job's stream: nothing comes after it."""
+
+    id: str
+    status: str
+
+
 class Listing(Struct):
     jobs: list[Job]
     total: int
@@ -81,10 +128,30 @@ def job(row: jobs_read.Row, shape: type[Any] = Job) -> Any:
     )
     made.integration_id = UNSET if row.integration is None else row.integration
     made.started_at = UNSET if row.started_at is None else timestamp_ms(row.started_at)
-    if row.status in ("completed", "failed", "stopped"):
+    if row.status in ENDED:
         made.completed_at = UNSET if row.completed_at is None else timestamp_ms(row.completed_at)
         made.duration = UNSET if row.duration_ms is None else row.duration_ms
         made.result = outcome(row.counters)
     if row.error is not None:
         made.error = msgspec.json.decode(row.error, type=Fault)
     return made
+
+
+def status(row: jobs_read.Row, at: datetime, progress: int) -> Status:
+    """`progress` is the furthest that was seen."""
+    seen: Job = job(row)
+    return Status(
+        id=row.id,
+        kind=row.kind,
+        type=row.type,
+        status="deleted" if row.deleted_at is not None else row.status,
+        timestamp=timestamp_ms(at),
+        created_at=seen.created_at,
+        integration_id=seen.integration_id,
+        started_at=seen.started_at,
+        completed_at=seen.completed_at,
+        duration=seen.duration,
+        progress=max(progress, row.progress) if row.status in ENDED else UNSET,
+        result=seen.result,
+        error=seen.error,
+    )

@@ -87,6 +87,8 @@ class Route(Protocol):
     def errors(self) -> Sequence[int]: ...
     @property
     def media(self) -> str: ...
+    @property
+    def streams(self) -> bool: ...
 
 
 def document(routes: Iterable[Route], version: str) -> dict[str, Any]:
@@ -224,6 +226,8 @@ def _answer(route: Route, found: Mapping[Any, dict[str, Any]], kind: Any) -> dic
     if kind is not None:
         one = {"anyOf": [found[each] for each in kind]} if isinstance(kind, tuple) else found[kind]
         made["content"] = {route.media: {"schema": one}}
+        if route.streams:
+            made["content"]["text/event-stream"] = {"schema": {"type": "string"}}
     if route.method != "GET":
         made["headers"] = {"Undrift-Position": _POSITION}
     return made

@@ -18,6 +18,7 @@ from services.gateway import bodies, dialects, headers
 from services.gateway.auth import Authenticator, Principal, is_loopback
 from services.gateway.consistency import Reads
 from services.gateway.dialects import Dialect, Reply
+from services.gateway.live import Feeds
 from services.gateway.waits import Waits
 from services.main import Process
 
@@ -42,6 +43,7 @@ class Api:
     authenticator: Authenticator
     reads: Reads
     waits: Waits
+    live: Feeds
     observe: Callable[[str, str, int, float], None]
 
 
@@ -126,7 +128,8 @@ Handler = Callable[[Call], Awaitable[Any]]
 @dataclass(frozen=True)
 class Route:
     """`needs` is the scope a principal must have, `open` admits anybody. `body`, `answers` and `errors` are what the
-    OpenAPI document says; `answers` maps a status to the struct of its body."""
+    OpenAPI document says; `answers` maps a status to the struct of its body; `streams` says that it is also
+    offered as `text/event-stream`."""
 
     method: str
     path: str
@@ -142,6 +145,7 @@ class Route:
     answers: Mapping[int, Any] = field(default_factory=dict)
     errors: Sequence[int] = ()
     media: str = "application/json"
+    streams: bool = False
 
 
 class Endpoint:

@@ -36,11 +36,11 @@ _RETRY_S = 0.25
 encode = msgspec.json.Encoder().encode
 
 
-def frame(event: str, data: bytes, id: str | None = None) -> bytes:
+def frame(event: str | None, data: bytes, id: str | None = None) -> bytes:
     """A server-sent event; `data` is JSON, so it has no line ends. With `id` the client comes back behind it."""
-    if id is None:
-        return b"event: %b\ndata: %b\n\n" % (event.encode(), data)
-    return b"id: %b\nevent: %b\ndata: %b\n\n" % (id.encode(), event.encode(), data)
+    named = b"" if event is None else b"event: %b\n" % event.encode()
+    marked = b"" if id is None else b"id: %b\n" % id.encode()
+    return b"%b%bdata: %b\n\n" % (marked, named, data)
 
 
 class Stream(ABC):

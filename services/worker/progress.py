@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
 
 import msgspec
+from asyncpg import Record
 from msgspec import Struct
 
 from domain import jobs
@@ -13,12 +14,27 @@ from infra.db import Database
 from infra.leases import Lease
 
 
-class Progress(Struct, frozen=True):
-    """`progress` in percent."""
+class Progress(Struct, frozen=True, omit_defaults=True):
+    """`progress` in percent; `remaining_s` is how long the rest takes at the present rate, where that is known."""
 
     stage: str
     progress: int
     counters: jobs.Counters
+    remaining_s: float | None = None
+
+
+class Seen(Struct, frozen=True):
+    """A job's row of progress, and when it was written."""
+
+    progress: Progress
+    at: datetime
+
+    def completion(self, now: datetime) -> datetime | None:
+        """When the job should be done; None where nobody can tell, or no longer."""
+        if self.progress.remaining_s is None:
+            return None
+        expected = self.at + timedelta(seconds=self.progress.remaining_s)
+        return expected if expected > now else None
 
 
 class Line(Struct, frozen=True):
@@ -28,9 +44,51 @@ class Line(Struct, frozen=True):
     message: str
 
 
-async def read(database: Database, job: str) -> Progress | None:
-    text = await database.fetchval("select progress from undrift.job_progress where job = $1", job)
-    return None if text is None else msgspec.json.decode(text, type=Progress)
+class Look(Struct):
+    """What is new about a job that somebody follows."""
+
+    seen: Seen | None
+    lines: list[Line]
+
+
+_LOOK = (
+    "select w.job, p.progress, p.updated_at, l.seq, l.at, l.level, l.message"
+    " from unnest($1::text[], $2::bigint[]) as w(job, after)"
+    " left join undrift.job_progress p on p.job = w.job"
+    " left join lateral (select g.seq, g.at, g.level, g.message from undrift.job_logs g"
+    " where g.job = w.job and g.seq > w.after order by g.seq limit $3) l on true"
+    " order by w.job, l.seq"
+)
+
+
+async def read(database: Database, ids: Sequence[str]) -> dict[str, Seen]:
+    """The rows of those jobs that have one."""
+    if not ids:
+        return {}
+    rows = await database.fetch(
+        "select job, progress, updated_at from undrift.job_progress where job = any ($1::text[])", ids
+    )
+    return {row["job"]: _seen(row) for row in rows}
+
+
+def _seen(row: Record) -> Seen:
+    return Seen(msgspec.json.decode(row["progress"], type=Progress), row["updated_at"])
+
+
+async def look(database: Database, after: Mapping[str, int], limit: int) -> dict[str, Look]:
+    """Progress of jobs and at most `limit` lines of each, behind a sequence number: one query for all of them."""
+    found: dict[str, Look] = {}
+    for row in await database.fetch(_LOOK, list(after), list(after.values()), limit):
+        if row["job"] not in found:
+            found[row["job"]] = Look(None if row["progress"] is None else _seen(row), [])
+        if row["seq"] is not None:
+            found[row["job"]].lines.append(Line(row["seq"], row["at"], row["level"], row["message"]))
+    return found
+
+
+async def last_line(database: Database, job: str) -> int:
+    """The sequence number of a job's last line, 0 where there is none."""
+    return int(await database.fetchval("select coalesce(max(seq), 0) from undrift.job_logs where job = $1", job))
 
 
 async def write(database: Database, tenant: str, job: str, lease: Lease, progress: Progress) -> None:

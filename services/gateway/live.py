@@ -1,0 +1,28 @@
+"""Everything in a gateway that goes on after its answer has begun."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from services.gateway.feeds_live import EventFeed
+from services.gateway.jobs_live import JobFeed
+from services.gateway.streams import Streams
+from services.main import Process
+
+
+class Feeds:
+    """The streams of a gateway, and what feeds them."""
+
+    def __init__(self, process: Process, is_revoked: Callable[[str], bool]) -> None:
+        settings = process.settings.gateway
+        self.streams = Streams(process.stopping, is_revoked, settings.heartbeat_s)
+        self.jobs = JobFeed(process.db, process.store, process.tail, process.epoch, settings.live_poll_s)
+        self.events = EventFeed(process.store, process.tail, process.epoch)
+
+    async def run(self) -> None:
+        """Serves until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.streams.run())
+            group.create_task(self.jobs.run())
+            group.create_task(self.events.run())
