@@ -54,6 +54,7 @@ class Route:
     answers: Mapping[int, Any] = field(default_factory=lambda: {200: Job})
     errors: Sequence[int] = ()
     media: str = "application/json"
+    streams: bool = False
 
 
 class Options(msgspec.Struct, rename="camel"):
