@@ -150,8 +150,6 @@ class Files(Struct, forbid_unknown_fields=True):
     trash_days: Annotated[float, Meta(ge=0)] = 30.0
 
 
-class Collections(Struct, forbid_unknown_fields=True):
-    """What a run brings from outside: more than `max_items` is taken for an error of the remote's, and deletions of
 class Network(Struct, forbid_unknown_fields=True):
     """The directories of the RAIDA network: with any, the integration `network` is declared."""
 
@@ -167,6 +165,8 @@ class Network(Struct, forbid_unknown_fields=True):
     wait_s: Seconds = 60.0
 
 
+class Collections(Struct, forbid_unknown_fields=True):
+    """What a run brings from outside: more than `max_items` is taken for an error of the remote's, and deletions of
     more than this part of what there is are held until somebody confirms them."""
 
     max_items: Positive = 1_000_000
