@@ -11,9 +11,11 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from domain import errors, jobs
-from domain.plans import files, network
+from domain.plans import files, network, plane
 
 Text = Annotated[str, Meta(min_length=1, max_length=4096)]
+#: What goes into a header: visible ASCII.
+Secret = Annotated[str, Meta(min_length=1, max_length=512, pattern="^[\\x21-\\x7e]+$(?!\\n)")]
 
 
 class Options(Struct, frozen=True, rename="camel", omit_defaults=True):
@@ -49,10 +51,25 @@ class NetworkConfig(Struct, frozen=True, rename="camel", forbid_unknown_fields=T
     ping_timeout: Annotated[float, Meta(gt=0, le=10)] = 2.0
 
 
+class PlaneConfig(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+    """The configuration of an integration of kind `plane`: the address of the instance, the workspace's slug and an
+    API key. `projects` (ids or identifiers) limits it to these. With `webhookSecret` its webhooks are received.
+    `overlap`, `patience` and `timeout` in seconds: as `domain.plans.plane.Spec`."""
+
+    workspace: Annotated[str, Meta(min_length=1, max_length=255, pattern="^[A-Za-z0-9_-][A-Za-z0-9._-]*$(?!\\n)")]
+    api_key: Secret
+    base_url: Text = "https://api.plane.so"
+    webhook_secret: Secret | None = None
+    projects: tuple[Text, ...] = ()
+    overlap: Annotated[float, Meta(ge=0, le=86_400)] = 300.0
+    patience: Annotated[float, Meta(ge=0, le=3_600)] = 120.0
+    timeout: Annotated[float, Meta(gt=0, le=300)] = 60.0
+
+
 class Kind(Struct, frozen=True):
     """`spec` and `result` are what the job's events hold; `config` is an integration's; `make` turns one into the
     other, or raises errors.Invalid; `target` names what must not be worked on twice at once, `paths` the folders a
-    configuration touches."""
+    configuration touches, `secrets` the fields of a configuration that are kept sealed and never shown."""
 
     spec: type[Any]
     result: type[Any]
@@ -60,6 +77,7 @@ class Kind(Struct, frozen=True):
     make: Callable[[Any, jobs.Type, Options], Any]
     target: Callable[[Any], str | None]
     paths: Callable[[Any], tuple[str, ...]] = lambda _: ()
+    secrets: tuple[str, ...] = ()
 
 
 _MODES: dict[jobs.Type, files.Mode] = {
@@ -100,6 +118,28 @@ def _network(config: NetworkConfig, type: jobs.Type, options: Options) -> networ
     )
 
 
+def _plane(config: PlaneConfig, type: jobs.Type, options: Options) -> plane.Spec:
+    chosen = bool(options.projects or options.entities or options.exclude)
+    if chosen != (type == "selective_sync"):
+        raise errors.Invalid("options.projects, entities or exclude go with a selective sync, and it needs one of them")
+    known = {name for name in options.exclude if name in plane.NAMES}
+    return plane.Spec(
+        base_url=plane.base(config.base_url),
+        workspace=config.workspace,
+        api_key=config.api_key,
+        mode=_MODES[type],
+        within=config.projects,
+        projects=options.projects,
+        entities=plane.entities(options.entities),
+        exclude=(*plane.entities(sorted(known)), *(name for name in options.exclude if name not in known)),
+        include_archived=options.include_archived,
+        per_page=min(options.batch_size, plane.PER_PAGE),
+        overlap=config.overlap,
+        patience=config.patience,
+        timeout=config.timeout,
+    )
+
+
 def target(path: str) -> str:
     """The name of a folder that one job at a time may write: however it is spelled, and short."""
     return hashlib.sha256(posixpath.normpath(path).encode("utf-8", "surrogateescape")).hexdigest()[:32]
@@ -115,6 +155,9 @@ KINDS: Mapping[str, Kind] = {
         paths=lambda config: (config.source_directory, config.target_directory),
     ),
     "network": Kind(network.Spec, network.Result, NetworkConfig, _network, target=lambda _: None),
+    "plane": Kind(
+        plane.Spec, plane.Result, PlaneConfig, _plane, target=lambda _: None, secrets=("apiKey", "webhookSecret")
+    ),
 }
 
 

@@ -11,10 +11,11 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from domain import errors, integrations, jobs, kinds, messages
 from infra.eventstore.store import Done, Wish
+from infra.vault import Vault
 from projections import integrations as integrations_read
 from projections import jobs as jobs_read
 from services import integrations as declarations
-from services import roots
+from services import roots, vaulted
 from services.gateway import jobs as job_routes
 from services.gateway.dialects import JOBS, Timestamp, timestamp_ms
 from services.gateway.routes import Call, Route
@@ -28,7 +29,8 @@ Seconds = Annotated[int, Meta(ge=1, le=integrations.INTERVAL_MAX)]
 
 
 class Integration(Struct, rename="camel"):
-    """`config` never holds a secret; the answer to a change has no times of syncs."""
+    """`config` is without its secrets, which stay when a change leaves them out; the answer to a change has no times
+    of syncs."""
 
     integration_id: str
     name: str
@@ -133,7 +135,7 @@ def _shape(row: integrations_read.Row) -> Integration:
         kind=row.kind,
         status=_status(row),
         sync_interval=row.interval,
-        config=Raw(row.config.encode()),
+        config=vaulted.shown(row.kind, row.config),
         created_at=timestamp_ms(row.created_at),
         last_sync=None if row.last_sync is None else timestamp_ms(row.last_sync),
         next_sync=None if row.next_due is None else timestamp_ms(row.next_due),
@@ -189,10 +191,10 @@ def _described(row: integrations_read.Row, job: jobs_read.Row | None) -> Status:
 
 async def create(call: Call) -> Any:
     body = await call.body(Create)
-    config = _config(call, body.kind, body.config)
+    _check_config(call, body.kind, body.config)
     done = await call.earlier(integrations)
     if done is None:
-        done = await _create(call, body, config)
+        done = await _create(call, body)
     first = done.events[0]
     assert isinstance(first.event, integrations.Created)
     interval = first.event.interval
@@ -203,7 +205,7 @@ async def create(call: Call) -> Any:
         kind=first.event.kind,
         status="active",
         sync_interval=interval,
-        config=first.event.config,
+        config=vaulted.shown(first.event.kind, first.event.config),
         created_at=timestamp_ms(first.recorded_at),
         last_sync=None,
         next_sync=None if next_due is None else timestamp_ms(next_due),
@@ -211,28 +213,38 @@ async def create(call: Call) -> Any:
     return call.reply(made, done.position)
 
 
-def _config(call: Call, kind: str, config: dict[str, Any]) -> Raw:
+def _check_config(call: Call, kind: str, config: dict[str, Any]) -> Any:
     """A configuration in its canonical form, its folders within what the principal may touch."""
     checked = kinds.configuration(kind, config)
     roots.check(call.api.process.settings, call.principal.roots, *kinds.kind(kind).paths(checked))
-    return Raw(msgspec.json.encode(checked))
+    return checked
 
 
-async def _create(call: Call, body: Create, config: Raw) -> Any:
+async def _sealed(call: Call, kind: str, id: str, config: dict[str, Any], before: Raw | None = None) -> Raw:
+    """As events hold it: with references in place of secrets."""
+    vault = Vault(call.api.process.db, call.api.process.master)
+    made = await vaulted.sealed(vault, call.tenant, kind, id, config, before)
+    roots.check(call.api.process.settings, call.principal.roots, *kinds.kind(kind).paths(made))
+    return Raw(msgspec.json.encode(made))
+
+
+async def _create(call: Call, body: Create) -> Any:
     """Without an id the next free `<kind>-integration-<n>` is taken."""
     if body.id is not None:
-        return await call.execute([_wish(body, config, body.id)])
+        integrations.check_id(body.id)
+        return await call.execute([await _wish(call, body, body.id)])
     await call.caught_up()
     number = len(await integrations_read.list_(call.api.process.db, call.tenant))
     while True:
         number += 1
         try:
-            return await call.execute([_wish(body, config, f"{body.kind}-integration-{number}")])
+            return await call.execute([await _wish(call, body, f"{body.kind}-integration-{number}")])
         except errors.AlreadyExists as taken:
             log.debug("the next number is taken", reason=taken.message)
 
 
-def _wish(body: Create, config: Raw, id: str) -> Wish:
+async def _wish(call: Call, body: Create, id: str) -> Wish:
+    config = await _sealed(call, body.kind, id, body.config)
     command = integrations.Create(id=id, name=body.name, kind=body.kind, config=config, interval=body.sync_interval)
     return Wish(integrations, id, command, fresh=True)  # if it is not, the append says so
 
@@ -246,7 +258,7 @@ async def change(call: Call) -> Any:
         before = (await call.api.process.store.load(integrations, stream)).state
         if before.name is None:
             raise errors.NotFound("There is no such integration", kind="integration")
-        config = UNSET if body.config is UNSET else _config(call, before.kind, body.config)
+        config = UNSET if body.config is UNSET else await _sealed(call, before.kind, id, body.config, before.config)
         command = integrations.Change(name=body.name, config=config, interval=body.sync_interval)
         done = await call.execute([Wish(integrations, id, command)])
     return call.reply(await _changed(call, id, stream, done), done.position)
@@ -263,7 +275,7 @@ async def _changed(call: Call, id: str, stream: str, done: Done) -> Integration:
         kind=state.kind,
         status="active" if state.active else "stopped",
         sync_interval=state.interval,
-        config=state.config,
+        config=vaulted.shown(state.kind, state.config),
         created_at=timestamp_ms(created.recorded_at),
     )
 

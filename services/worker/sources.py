@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from services.worker import collecting, network
+from services.worker import collecting, network, plane
 
 #: kind -> what makes its source
-SOURCES: Mapping[str, collecting.Make] = {"network": network.Network}
+SOURCES: Mapping[str, collecting.Make] = {"network": network.Network, "plane": plane.Plane}
