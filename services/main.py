@@ -10,10 +10,12 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+import asyncpg
 import structlog
 import uvloop
 
@@ -59,6 +61,8 @@ class Process:
 Role = Callable[[Process], Awaitable[None]]
 
 _BACKGROUND = 5
+#: How often a process that waits for Postgres says so.
+_SAYS_S = 10.0
 #: Objects made before the collector looks through the young ones; most of ours die without it.
 _YOUNG = 20_000
 
@@ -70,14 +74,10 @@ async def process(
     """Builds a process and takes it down again. `clients` is for those that hold client connections: their tail
     polls more often. `feed` is for those that apply every event: their tail is fed by JetStream.
 
-    Raises NotDurable or migrate.Drift where running would not be safe.
+    Raises NotDurable or migrate.Drift where running would not be safe, Unreachable without Postgres.
     """
     master = secrets.load_master(settings.directory)
-    await _reachable(settings.database.url)
-    db = Database(settings.database.url, settings.database.connections, name=f"undrift {name}")
-    if settings.database.durable:
-        await assert_durable(db)
-    epoch = await epochs.open_epoch(db)
+    db, epoch = await _reached(name, settings)
     writer = Writer(db, settings.eventstore)
     store = Store(db, Mapper(events.REGISTRY, keyring=secrets.Keyring(db, master)), writer)
     bus = Bus(settings.nats.url, settings.nats, name=name)
@@ -113,28 +113,66 @@ async def process(
         await db.close()
 
 
-async def _reachable(dsn: str) -> None:
-    """Brings the database to the present schema as soon as it answers."""
-    patience = 60
+class Unreachable(Exception):
+    """Postgres did not answer in time, or does not let us in."""
+
+
+async def _reached(name: str, settings: config.Settings) -> tuple[Database, int]:
+    """The database as soon as it answers, in the present schema, and the epoch of its log.
+
+    Raises Unreachable after `up.start_s`, when a supervisor would lose its patience as well.
+    """
+    begun, told = time.monotonic(), -_SAYS_S
     while True:
+        db = Database(settings.database.url, settings.database.connections, name=f"undrift {name}")
         try:
-            await migrate(dsn)
-            return
+            await migrate(settings.database.url)
+            if settings.database.durable:
+                await assert_durable(db)
+            return db, await epochs.open_epoch(db)
         except CONNECTION_LOST as error:
-            patience -= 1
-            if not patience:
-                raise
-            log.info("waiting for Postgres", reason=type(error).__name__)
-            await asyncio.sleep(0.5)
+            await db.close()
+            reason, waited_s = type(error).__name__, time.monotonic() - begun
+        except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
+            raise Unreachable(f"Postgres refuses: {error}") from None
+        if waited_s > settings.up.start_s:
+            raise Unreachable(f"Postgres did not answer within {settings.up.start_s:g} s ({reason})")
+        if waited_s - told >= _SAYS_S:
+            log.warning("waiting for Postgres", process=name, reason=reason, seconds=round(waited_s, 1))
+            told = waited_s
+        await asyncio.sleep(0.2)
 
 
 async def serve(name: str, roles: Mapping[str, Role], settings: config.Settings, **options: bool) -> None:
     """Runs the roles until SIGTERM or SIGINT; a role that ends by itself ends the process with its error."""
-    stop = asyncio.Event()
+    stop, begun = asyncio.Event(), asyncio.Event()
+    serving = asyncio.create_task(_serve(name, roles, settings, options, stop, begun))
+
+    def end() -> None:
+        stop.set()
+        if not begun.is_set():  # it may wait for Postgres: nothing runs yet that would look
+            serving.cancel()
+
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, stop.set)
+        loop.add_signal_handler(signum, end)
+    try:
+        await serving
+    except asyncio.CancelledError:
+        if begun.is_set() or not stop.is_set():
+            raise
+
+
+async def _serve(
+    name: str,
+    roles: Mapping[str, Role],
+    settings: config.Settings,
+    options: Mapping[str, bool],
+    stop: asyncio.Event,
+    begun: asyncio.Event,
+) -> None:
     async with process(name, settings, **options) as built, asyncio.TaskGroup() as group:
+        begun.set()
         running = [group.create_task(_named(role, built), name=key) for key, role in roles.items()]
         running.append(group.create_task(supervised.announce(built.announced, built.ready)))
         running.append(group.create_task(_spare_collections(built)))
@@ -191,7 +229,7 @@ def main(name: str, roles: Callable[[argparse.Namespace], Mapping[str, Role]], *
         integrations.check(settings)
         logging.setup(settings.log)
         uvloop.run(serve(name, roles(arguments), settings, **options))
-    except (config.InvalidSetting, NotDurable, Drift) as error:
+    except (config.InvalidSetting, NotDurable, Drift, Unreachable) as error:
         print(f"undrift {name}: {error}", file=sys.stderr)  # noqa: T201
-        return 2
+        return 1 if isinstance(error, Unreachable) else 2
     return 0
