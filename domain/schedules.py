@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from importlib import resources
 from itertools import islice
-from typing import Annotated, Literal
+from typing import Annotated, Literal, assert_never
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
@@ -131,6 +131,20 @@ def dropped(timing: Timing, schedule: Schedule, due: datetime, now: datetime) ->
     if latest is None:
         return due
     return after(timing, latest) if is_late(timing, schedule, latest, now) else latest
+
+
+def skips(overlap: Overlap, entry: Entry, full: bool) -> bool:
+    """Whether a run is left out because its time comes while another one, perhaps a full one, is open. A full run
+    gives way to full ones only, and nothing stops a full run for one that is not."""
+    match overlap:
+        case "queue":
+            return False
+        case "skip":
+            return entry == "main" or full
+        case "cancel_other":
+            return entry == "main" and full
+        case _:
+            assert_never(overlap)
 
 
 def _backwards(timing: Timing, due: datetime, now: datetime) -> Iterator[datetime]:

@@ -363,7 +363,7 @@ def _given(dotted: str, tree: Mapping[str, Any]) -> str:
     value: Any = tree
     for part in dotted.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
-    return "" if value is None or dotted.endswith("url") else f", got {value!r:.80}"
+    return "" if value is None or dotted.endswith("url") or dotted == "integrations" else f", got {value!r:.80}"
 
 
 def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
