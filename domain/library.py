@@ -197,15 +197,20 @@ def evolve(state: File, event: Event) -> File:
         case ConflictFound():
             return _with_conflict(state, Conflict(event))
         case ConflictResolved():
-            return _with_conflict(state, Conflict(state.conflicts[event.conflict].found, event))
+            return _with_resolution(state, event.conflict, event)
         case ConflictReopened():
-            return _with_conflict(state, Conflict(state.conflicts[event.conflict].found))
+            return _with_resolution(state, event.conflict, None)
         case _:
             assert_never(event)
 
 
 def _with_conflict(state: File, conflict: Conflict) -> File:
     return replace(state, conflicts={**state.conflicts, conflict.found.conflict: conflict})
+
+
+def _with_resolution(state: File, id: str, resolved: ConflictResolved | None) -> File:
+    known = state.conflicts.get(id)
+    return state if known is None else _with_conflict(state, Conflict(known.found, resolved))
 
 
 def claims(event: Event) -> Iterable[messages.Claim]:

@@ -1,6 +1,6 @@
 """The read models, in one visible list."""
 
-from projections import collections, integrations, jobs, keys, network, tenants
+from projections import collections, integrations, jobs, keys, library, network, tenants
 from projections.table import Projection
 
-ALL: tuple[Projection, ...] = (jobs, integrations, keys, tenants, collections, network)
+ALL: tuple[Projection, ...] = (jobs, integrations, keys, tenants, collections, network, library)

@@ -49,6 +49,7 @@ class Conflict(Struct, frozen=True):
     owner: str
     file: str
     path: str
+    place: str
     rule: str
     device: str
     local_change: str
@@ -180,6 +181,7 @@ def _found(event: library.ConflictFound, recorded: messages.Recorded) -> Conflic
         owner=recorded.metadata.owner,
         file=recorded.id,
         path=event.path,
+        place=event.place.at,
         rule=event.rule,
         device=event.device,
         local_change=event.local_change,
@@ -295,6 +297,19 @@ async def conflict(database: Database, tenant: str, owner: str, id: str) -> Conf
         f"select * from {SCHEMA}.conflicts where tenant = $1 and owner = $2 and conflict = $3", tenant, owner, id
     )
     return None if row is None else CONFLICTS.parse(row)
+
+
+async def conflicted(database: Database, tenant: str, owner: str, device: str, places: Sequence[str]) -> list[str]:
+    """Files about which a device has unresolved conflicts at places."""
+    rows = await database.fetch(
+        f"select distinct file from {SCHEMA}.conflicts where tenant = $1 and owner = $2 and device = $3"
+        " and place = any ($4) and resolved_at is null",
+        tenant,
+        owner,
+        device,
+        list(places),
+    )
+    return [row["file"] for row in rows]
 
 
 async def awaited(database: Database, tenant: str, owner: str, hash: str) -> list[Conflict]:

@@ -313,6 +313,14 @@ class Recorder:
         )
         return [notification(row) for row in rows]
 
+    async def select_streams(self, originator_ids: Sequence[str]) -> list[LogNotification]:
+        """All events of these streams, each stream's by version, in one query."""
+        rows = await self._database.fetch(
+            f"select {_COLUMNS} from undrift.events where stream_id = any ($1::text[]) order by stream_id, version",
+            list(originator_ids),
+        )
+        return [notification(row) for row in rows]
+
     async def select_notifications(
         self,
         start: int | None,

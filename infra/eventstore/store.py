@@ -115,13 +115,14 @@ class Store:
 
     async def load(self, context: Any, stream: str, until: int | None = None) -> Loaded:
         """Folds a stream. Raises errors.Unavailable when it holds an event this program cannot read."""
-        recorded = await self.stream(stream, until=until)
-        state = context.initial
-        for one in recorded:
-            if isinstance(one.event, messages.Unreadable):
-                raise errors.Unavailable(f"{stream} holds an event that this version cannot read")
-            state = context.evolve(state, one.event)
-        return Loaded(state, recorded[-1].version, recorded[-1].position) if recorded else Loaded(state)
+        return _folded(context, await self.stream(stream, until=until))
+
+    async def load_all(self, context: Any, streams: Sequence[str]) -> dict[str, Loaded]:
+        """Folds many streams, in one look at the log. Raises errors.Unavailable as `load`."""
+        found: dict[str, list[messages.Recorded]] = {stream: [] for stream in streams}
+        for recorded in await self._decode(await self.recorder.select_streams(streams)):
+            found[recorded.stream].append(recorded)
+        return {stream: _folded(context, recorded) for stream, recorded in found.items()}
 
     async def execute(
         self,
@@ -311,6 +312,15 @@ def _in_our_words() -> Iterator[None]:
         raise errors.Unavailable(retry_after=1) from None
     except asyncpg.DiskFullError:
         raise errors.StorageFull() from None
+
+
+def _folded(context: Any, recorded: Sequence[messages.Recorded]) -> Loaded:
+    state = context.initial
+    for one in recorded:
+        if isinstance(one.event, messages.Unreadable):
+            raise errors.Unavailable(f"{one.stream} holds an event that this version cannot read")
+        state = context.evolve(state, one.event)
+    return Loaded(state, recorded[-1].version, recorded[-1].position) if recorded else Loaded(state)
 
 
 def _first(wishes: Sequence[Wish], tenant: str) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -79,6 +79,10 @@ class Log:
                 seen[event.old_place.at] = Known(file, None)
             seen[event.place.at] = Known(file, event.content.hash if isinstance(event, Filled) else None)
         return {place: one for place, one in seen.items() if place in places}
+
+    async def keep(self, who: Who, hash: str) -> None:
+        """Bytes that were uploaded."""
+        self.stored.add(hash)
 
     async def append(self, who: Who, wishes: Sequence[Wish]) -> int:
         claims, states = dict(self.claims), dict(self.states)
@@ -223,9 +227,9 @@ class Wire:
     def report(self, items: Sequence[plan.Item]) -> Reported:
         self._fail()
         asked = [Item(one.path, one.change, one.old_path, one.hash, one.size, one.mtime) for one in items]
-        outcome = now(self._world.library.report(self._who(), asked))
+        outcome = self._world.now(self._world.library.report(self._who(), asked))
         if self._twice():
-            outcome = now(self._world.library.report(self._who(), asked))
+            outcome = self._world.now(self._world.library.report(self._who(), asked))
         self._fail()
         assert sorted(
             [*outcome.accepted, *(c.path for c in outcome.conflicts), *(r.path for r in outcome.rejected)]
@@ -242,8 +246,8 @@ class Wire:
         disk = self._world.disks[self._device]
         if disk.look(path) != entry:
             raise Changed
-        self._world.log.stored.add(entry.hash)
-        outcome = now(self._world.library.publish(self._who(), path, Content(entry.hash, 1)))
+        self._world.now(self._world.log.keep(self._who(), entry.hash))
+        outcome = self._world.now(self._world.library.publish(self._who(), path, Content(entry.hash, 1)))
         self._fail()
         return self._said(path, outcome, entry.hash)
 
@@ -277,10 +281,12 @@ class Wire:
 
     def resolve(self, conflict: str, resolution: str) -> None:
         self._fail()
-        for file, state in self._world.log.states.items():
+        for file, state in list(self._world.log.states.items()):
             if conflict in state.conflicts:
                 assert resolution in library.RESOLUTIONS
-                now(self._world.library.resolve(self._who(), file, conflict, resolution, self._device, "2026-11-21"))
+                self._world.now(
+                    self._world.library.resolve(self._who(), file, conflict, resolution, self._device, "2026-11-21")
+                )
         self._fail()
 
 
@@ -297,10 +303,19 @@ def _change(position: int, event: Written) -> Change:
 class World:
     """Devices `a`, `b`, … around one library."""
 
-    def __init__(self, seed: int, *, devices: int = 3, trouble: float = 0.05) -> None:
-        self.random = random.Random(seed)
+    def __init__(
+        self,
+        seed: int,
+        *,
+        devices: int = 3,
+        trouble: float = 0.05,
+        log: Log | None = None,
+        now: Callable[[Coroutine[Any, Any, Any]], Any] = now,
+    ) -> None:
+        """`now` gets the result of a coroutine; one that waits needs a loop elsewhere."""
+        self.random, self.now = random.Random(seed), now
         self.seed, self.trouble = seed, trouble
-        self.log = Log()
+        self.log = log or Log()
         self.library = Library(self.log, Places(b"k" * 32))
         names = "abcdefgh"[:devices]
         self.disks = {name: Disk(self.log, name) for name in names}

@@ -22,7 +22,7 @@ begin
     end loop;
 end $$;
 
-grant execute on function undrift.append to undrift_app;
+grant execute on function undrift.append, undrift.forget_keys to undrift_app;
 grant usage on schema undrift, undrift_keys to undrift_app;
 grant select on undrift.events, undrift.commands, undrift.claims to undrift_app;
 grant select, insert on undrift.epochs, undrift.seals to undrift_app;
@@ -30,3 +30,4 @@ grant select, insert, update, delete on undrift.leases, undrift.tracking, undrif
     undrift.job_logs, undrift.file_records, undrift_keys.subjects to undrift_app;
 grant select, insert, update, delete on undrift.remotes, undrift.remote_uses to undrift_app;
 grant select, insert, delete on undrift_keys.secrets to undrift_app;
+grant select, insert, update, delete on undrift.stored, undrift.device_state to undrift_app;
