@@ -17,6 +17,9 @@ from services.worker import child
 
 log = structlog.get_logger("worker")
 
+#: The module that a child runs.
+PROGRAM = "services.worker.child"
+
 
 class Died(Exception):
     """The child ended without an answer."""
@@ -38,7 +41,7 @@ class Child:
             program = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "services.worker.child",
+                PROGRAM,
                 str(theirs.fileno()),
                 pass_fds=[theirs.fileno()],
                 stdin=asyncio.subprocess.DEVNULL,

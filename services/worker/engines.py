@@ -20,11 +20,10 @@ from infra.leases import Lease
 from services import roots
 from services.asks import Ask
 from services.main import Process
-from services.worker import child, collector, files
+from services.worker import child, collector, files, sources
 from services.worker.bringing import Bringing
 from services.worker.files_context import Context as FilesContext
 from services.worker.files_context import Progress
-from services.worker.sources import SOURCES
 
 
 class Work(Struct, frozen=True):
@@ -50,7 +49,7 @@ def task(settings: Settings, work: Work) -> child.Task:
 
 def bringing(process: Process, work: Work, lease: Lease, metadata: messages.Metadata) -> Bringing | None:
     """For a kind that brings items; it makes the child's tasks itself."""
-    if work.queued.ticket.kind not in SOURCES:
+    if work.queued.ticket.kind not in sources.SOURCES:
         return None
     return Bringing(process, work.tenant, work.job, lease, work.folder, metadata)
 
@@ -160,7 +159,7 @@ def _plan_files(told: child.Task, parent: child.Parent) -> child.Done:
 
 def _collect(told: child.Task, parent: child.Parent) -> child.Done:
     assert told.collect is not None
-    return collector.run(told, parent, SOURCES[told.collect.kind])
+    return collector.run(told, parent, sources.SOURCES[told.collect.kind])
 
 
 _RESULT_BYTES = 128 * 1024
