@@ -136,6 +136,8 @@ _MAY = {
     "undrift.file_records": {"insert", "update", "delete"},
     "undrift.remotes": {"insert", "update", "delete"},
     "undrift.remote_uses": {"insert", "update", "delete"},
+    "undrift.stored": {"insert", "update", "delete"},
+    "undrift.device_state": {"insert", "update", "delete"},
     "undrift_keys.subjects": {"insert", "update", "delete"},
     "undrift_keys.secrets": {"insert", "delete"},
 }
