@@ -33,6 +33,13 @@ class Counters(Struct, frozen=True):
     bytes: int = 0
 
 
+class Usage(Struct, frozen=True, omit_defaults=True):
+    """What one run of a job took: CPU time of its processes, and the most memory that one of them had."""
+
+    cpu_ms: int = 0
+    peak_bytes: int = 0
+
+
 class Ticket(Struct, frozen=True):
     """What the beginning and each end of a job repeat: what it is, its place in the queue of its lane, and the names
     that must not run twice at once (`target` is the digest of a folder's path, say)."""
@@ -104,6 +111,7 @@ class Held(messages.Event, frozen=True, tag="jobs.held"):
     plan: str
     counters: Counters
     details: dict[str, Any] = field(default_factory=dict)
+    usage: Usage | None = None
 
 
 class Paused(messages.Event, frozen=True, tag="jobs.paused"):
@@ -117,6 +125,7 @@ class Paused(messages.Event, frozen=True, tag="jobs.paused"):
     until: datetime | None = None
     tried: int = 0
     counters: Counters | None = None
+    usage: Usage | None = None
 
 
 class Resumed(messages.Event, frozen=True, tag="jobs.resumed"):
@@ -135,6 +144,7 @@ class Stopped(messages.Event, frozen=True, tag="jobs.stopped"):
     ticket: Ticket
     reason: str
     counters: Counters
+    usage: Usage | None = None
 
 
 class Completed(messages.Event, frozen=True, tag="jobs.completed"):
@@ -146,6 +156,7 @@ class Completed(messages.Event, frozen=True, tag="jobs.completed"):
     counters: Counters
     result: Raw
     duration_ms: int
+    usage: Usage | None = None
 
 
 class Failed(messages.Event, frozen=True, tag="jobs.failed"):
@@ -158,6 +169,7 @@ class Failed(messages.Event, frozen=True, tag="jobs.failed"):
     message: str
     counters: Counters
     details: dict[str, Any] = field(default_factory=dict)
+    usage: Usage | None = None
 
 
 class Deleted(messages.Event, frozen=True, tag="jobs.deleted"):
@@ -338,6 +350,7 @@ class Hold(messages.Command, frozen=True):
     plan: str
     counters: Counters
     details: dict[str, Any] = field(default_factory=dict)
+    usage: Usage | None = None
 
 
 class Pause(messages.Command, frozen=True):
@@ -347,12 +360,14 @@ class Pause(messages.Command, frozen=True):
     code: str | None = None
     until: datetime | None = None
     counters: Counters | None = None
+    usage: Usage | None = None
 
 
 class Complete(messages.Command, frozen=True):
     counters: Counters
     result: Raw
     duration_ms: int
+    usage: Usage | None = None
 
 
 class Fail(messages.Command, frozen=True):
@@ -360,12 +375,14 @@ class Fail(messages.Command, frozen=True):
     message: str
     counters: Counters
     details: dict[str, Any] = field(default_factory=dict)
+    usage: Usage | None = None
 
 
 class EndStop(messages.Command, frozen=True):
     """The worker has carried out a stop."""
 
     counters: Counters
+    usage: Usage | None = None
 
 
 class Delete(messages.Command, frozen=True):
@@ -454,6 +471,7 @@ def _work(command: _OfAWorker, state: Job, ticket: Ticket) -> Sequence[Event]:
                 plan=command.plan,
                 counters=command.counters,
                 details=command.details,
+                usage=command.usage,
             )
             assert state.queued is not None
             if not state.queued.waited:
@@ -470,7 +488,11 @@ def _work(command: _OfAWorker, state: Job, ticket: Ticket) -> Sequence[Event]:
             return [_paused(command, state, ticket)]
         case Complete():
             done = Completed(
-                ticket=ticket, counters=command.counters, result=command.result, duration_ms=command.duration_ms
+                ticket=ticket,
+                counters=command.counters,
+                result=command.result,
+                duration_ms=command.duration_ms,
+                usage=command.usage,
             )
             return [done]
         case Fail():
@@ -480,12 +502,13 @@ def _work(command: _OfAWorker, state: Job, ticket: Ticket) -> Sequence[Event]:
                 message=command.message,
                 counters=command.counters,
                 details=command.details,
+                usage=command.usage,
             )
             return [failed]
         case EndStop():
             if state.status != "stopping":
                 raise errors.InvalidState("Nobody has asked the job to stop")
-            return [Stopped(ticket=ticket, reason="requested", counters=command.counters)]
+            return [Stopped(ticket=ticket, reason="requested", counters=command.counters, usage=command.usage)]
         case _:
             assert_never(command)
 
@@ -498,4 +521,5 @@ def _paused(command: Pause, state: Job, ticket: Ticket) -> Paused:
         until=command.until,
         tried=state.tried + (command.code is not None),
         counters=command.counters,
+        usage=command.usage,
     )

@@ -18,8 +18,10 @@ from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from domain import errors, jobs
+from services.worker.meter import Meter
 
 
 class Collect(Struct, frozen=True):
@@ -150,6 +152,7 @@ class Done(Struct, frozen=True, tag="done"):
     counters: jobs.Counters
     stopped: bool = False
     seen: Seen | None = None
+    usage: jobs.Usage | None = None
 
 
 class Failed(Struct, frozen=True, tag="failed"):
@@ -159,6 +162,7 @@ class Failed(Struct, frozen=True, tag="failed"):
     message: str
     details: dict[str, Any]
     counters: jobs.Counters = jobs.Counters()
+    usage: jobs.Usage | None = None
 
 
 Said = Report | Line | Changes | Permit | Quota | Done | Failed
@@ -242,15 +246,16 @@ def main(descriptor: int) -> None:
 
 
 def _work(call: Callable[[Task, Parent], Done], task: Task, parent: Parent) -> None:
+    meter = Meter()
     try:
         Path(task.work).mkdir(parents=True, exist_ok=True, mode=0o700)
-        parent.say(call(task, parent))
+        parent.say(replace(call(task, parent), usage=meter.read()))
     except errors.Error as error:
-        parent.say(Failed(error.code, error.message, error.details))
+        parent.say(Failed(error.code, error.message, error.details, usage=meter.read()))
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         code = errors.StorageFull.code if full else errors.SyncFailed.code
-        parent.say(Failed(code, error.strerror or type(error).__name__, {}))
+        parent.say(Failed(code, error.strerror or type(error).__name__, {}, usage=meter.read()))
 
 
 if __name__ == "__main__":

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from datetime import UTC, datetime
 from typing import TypeGuard
 
 import structlog
 from msgspec import Raw
+from msgspec.structs import replace
 
 from domain import errors, jobs, messages
 from infra.db import CONNECTION_LOST
 from infra.leases import Lease
 from services.main import Process
-from services.worker import child, engines, progress
+from services.worker import child, engines, pace, progress
 from services.worker.children import Child, Children, Died
 
 log = structlog.get_logger("worker")
@@ -48,6 +50,7 @@ class Run:
         self._said: tuple[str, int] = (state.stage or "", state.progress)
         self._lines: list[tuple[datetime, str, str]] = []
         self._written = 0.0
+        self._samples: tuple[pace.Sample, ...] = ()
         folder = engines.folder(process.settings, job)
         self._work = engines.Work(tenant, job, state.queued, folder, state.confirm)
         self._bringing = engines.bringing(process, self._work, lease, self._metadata)
@@ -130,11 +133,11 @@ class Run:
         if said.stopped and self._leaving and not self._stopping:
             return None
         if said.stopped:
-            return jobs.EndStop(counters=self._counted(said.counters))
+            return jobs.EndStop(counters=self._counted(said.counters), usage=said.usage)
         self._seen = said.seen
         await engines.keep(self._process, self._work)
         duration_ms = round((time.monotonic() - started) * 1000)
-        return jobs.Complete(counters=said.counters, result=Raw(said.result), duration_ms=duration_ms)
+        return jobs.Complete(counters=said.counters, result=Raw(said.result), duration_ms=duration_ms, usage=said.usage)
 
     def _after_a_death(self) -> jobs.Command | None:
         if self._state.attempts < ATTEMPTS:
@@ -149,8 +152,10 @@ class Run:
         if said.code == errors.Held.code:
             details = dict(said.details)
             plan = str(details.get("plan", ""))
-            return jobs.Hold(reason=said.message, plan=plan, counters=counters, details=details)
-        return jobs.Fail(code=said.code, message=said.message, counters=counters, details=said.details)
+            return jobs.Hold(reason=said.message, plan=plan, counters=counters, details=details, usage=said.usage)
+        return jobs.Fail(
+            code=said.code, message=said.message, counters=counters, details=said.details, usage=said.usage
+        )
 
     async def _converse(self) -> child.Done | child.Failed:
         """What the work came to. A target that somebody else works on is waited for: a worker that was taken for dead
@@ -195,6 +200,7 @@ class Run:
 
     async def _begin(self) -> None:
         queued = self._queued
+        await self._go_on()
         if self._state.counters.processed or self._state.progress:
             await self._add_line("info", f"Resuming {queued.ticket.type.replace('_', ' ')} at {self._state.progress} %")
             return
@@ -205,11 +211,25 @@ class Run:
                 f"There is no baseline for an {queued.requested_type.replace('_', ' ')} yet, so this is a full sync",
             )
 
+    async def _go_on(self) -> None:
+        """Progress never goes back: that of a run before may be further than its last event says."""
+        with contextlib.suppress(*CONNECTION_LOST):
+            before = (await progress.read(self._process.db, [self._job])).get(self._job)
+            if before is not None and before.progress.progress > self._now.progress:
+                self._now = replace(before.progress, remaining_s=None)
+        self._samples = pace.sampled((), pace.Sample(time.monotonic(), self._now.progress))
+
+    def _advance(self, said: child.Report) -> None:
+        at = min(max(said.progress, self._now.progress), 99)
+        now = time.monotonic()
+        self._samples = pace.sampled(self._samples, pace.Sample(now, at))
+        remaining_s = pace.remaining_s(self._samples, now)
+        self._now = progress.Progress(said.stage, at, self._counted(said.counters), remaining_s)
+
     async def _note(self, said: child.Said, one: Child) -> None:
         match said:
             case child.Report():
-                at = max(said.progress, self._now.progress)
-                self._now = progress.Progress(said.stage, min(at, 99), self._counted(said.counters))
+                self._advance(said)
                 await self._say_progress()
             case child.Line():
                 await self._add_line(said.level, said.message)
