@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence, Sized
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -214,12 +214,13 @@ class Bringing:
 
     async def _append(self, changes: Sequence[child.Changes], end: End) -> child.Applied:
         """As one, decided again as often as any of the streams has moved; trouble of the moment is waited out."""
-        wishes = await _off_the_loop(changes, _wishes, changes, self._tenant, self._origin.collection, self._kind)
+        size = sum(len(one.puts) + len(one.removes) for one in changes)
+        wishes = await _off_the_loop(size, _wishes, changes, self._tenant, self._origin.collection, self._kind)
         while True:
             try:
                 await self._look()
                 before = await self._process.store.latest([*wishes])
-                decided, applied = await _off_the_loop(wishes, _decide, wishes, before)
+                decided, applied = await _off_the_loop(size, _decide, wishes, before)
                 ended = await end(applied)
                 await self._process.store.append(
                     [*decided, *ended], tenant=self._tenant, metadata=self._metadata, guards=[self._lease.guard]
@@ -261,9 +262,9 @@ class Bringing:
             log.warning("what a remote said of its limits is lost", job=self._id, reason=type(error).__name__)
 
 
-async def _off_the_loop(work: Sized, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Where there is much work, others are served meanwhile."""
-    if len(work) > _AT_ONCE:
+async def _off_the_loop(size: int, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Where there is much to do, others are served meanwhile."""
+    if size > _AT_ONCE:
         return await asyncio.to_thread(call, *args, **kwargs)
     return call(*args, **kwargs)
 
