@@ -123,6 +123,7 @@ class Projector(Struct, forbid_unknown_fields=True):
     retry_s: Seconds = 0.5
 
 
+    pace_s: Annotated[float, Meta(ge=0)] = 0.005
 class Jobs(Struct, forbid_unknown_fields=True):
     """`wait_s` is how long a request of family 3 waits for its job before it is answered 202."""
 

@@ -92,6 +92,17 @@ class Subscription:
         """Has it look again whether there is anything to give out."""
         self._changed.set()
 
+    def more(self, room: int) -> Page:
+        """What has arrived behind the last page meanwhile; nothing when that is more than `room`."""
+        return self._queued_up() if 0 < self._queued <= room else []
+
+    def _queued_up(self) -> Page:
+        page = list(itertools.chain.from_iterable(self._queue))
+        self._queue.clear()
+        self._queued = 0
+        self.position = self._end
+        return page
+
     def close(self) -> None:
         self._closed = True
         self._changed.set()
@@ -104,11 +115,7 @@ class Subscription:
         while not self._closed:
             self._changed.clear()
             if self._queue:
-                page = list(itertools.chain.from_iterable(self._queue))
-                self._queue.clear()
-                self._queued = 0
-                self.position = self._end
-                return page
+                return self._queued_up()
             self._source.check()
             if self._end < self._source.position:
                 if page := await self._read():

@@ -14,6 +14,7 @@ from domain import messages
 from infra.config import Projector as Settings
 from infra.db import CONNECTION_LOST, Database, naming_loss
 from infra.eventstore.store import Store
+from infra.pace import Pace
 from infra.tail import Tail
 from projections.table import Connection, Projection, schema
 from services.main import Process
@@ -35,6 +36,21 @@ TRANSIENT = (
     asyncpg.UndefinedTableError,  # between a rebuild's drop and rename, or before the first start
     asyncio.TimeoutError,
 )
+
+
+#: Effect and checkpoint need not be durable: they vanish together or not at all. Rows are found by index whatever the
+#: statistics say: a plan made while a table was small must not outlive it.
+_BEGIN = (
+    "begin; set local synchronous_commit = off;"
+    " set local enable_seqscan = off; set local enable_hashjoin = off; set local enable_mergejoin = off"
+)
+
+
+_NOTIFY = "select pg_notify('undrift_applied', $1)"
+
+
+class Unclear(Exception):
+    """Something is parked, or is to be."""
 
 
 class Overtaken(Exception):
@@ -76,7 +92,7 @@ async def fold_page(
     Only errors of decoding and of our own code park an event, with the later events of its stream; trouble of the
     moment is raised.
     """
-    mine = [event for event in events if event.stream.partition("/")[0] in projection.CONTEXTS]
+    mine = _of(projection, events)
     if not mine:
         return
     frozen = await _frozen(connection, projection, name)
@@ -102,6 +118,11 @@ async def _apply(
     with naming_loss(connection):
         async with connection.transaction():
             await projection.apply(connection, name, events)
+
+
+def _of(projection: Projection, events: Sequence[messages.Recorded]) -> list[messages.Recorded]:
+    contexts = projection.CONTEXTS
+    return [event for event in events if event.stream.partition("/")[0] in contexts]
 
 
 async def _apply_one(
@@ -196,26 +217,63 @@ class Projector:
 
     async def _follow(self) -> None:
         subscription = self._tail.subscribe(self.position)
+        pace = Pace(self._settings.pace_s)
+        size = self._settings.page
         try:
             async for events in subscription:
-                for start in range(0, len(events), self._settings.page):
-                    page = events[start : start + self._settings.page]
+                await pace.begin()
+                events += subscription.more(size - len(events))
+                for start in range(0, len(events), size):
+                    page = events[start : start + size]
                     await self._apply(self._live, self.position, page)
                     self.position = page[-1].position
                     self.events += len(page)
+                pace.end(behind=len(events) >= size)
         finally:
             subscription.close()
 
     async def _apply(self, live: Sequence[Projection], position: int, events: Sequence[messages.Recorded]) -> None:
-        """Effect and checkpoint in one transaction that need not be durable: they vanish together or not at all."""
-        last = events[-1].position
+        """Effect and checkpoint in one transaction: all at once, or with care where that fails."""
         assert events[0].position == position + 1, "the tail is contiguous"
+        try:
+            await self._at_once(live, position, events)
+        except (Overtaken, *TRANSIENT):
+            raise
+        except Exception as error:
+            if not isinstance(error, Unclear):
+                log.error("a page failed and is applied with care", position=position, reason=repr(error))
+            await self._with_care(live, position, events)
+
+    async def _at_once(self, live: Sequence[Projection], position: int, events: Sequence[messages.Recorded]) -> None:
+        """Raises Unclear, and whatever `apply` raises, with nothing done."""
+        last = events[-1].position
+        async with self._database.connection() as connection:
+            await connection.execute(_BEGIN)
+            try:
+                await self._move(connection, live, position, last)
+                if await connection.fetchval(_NOTIFY + ", exists (select from undrift.parked)", str(last), column=1):
+                    raise Unclear
+                for projection in live:
+                    mine = _of(projection, events)
+                    if any(isinstance(event.event, messages.Unreadable) for event in mine):
+                        raise Unclear
+                    if mine:
+                        await projection.apply(connection, schema(projection), mine)
+            except Exception:
+                if not connection.is_closed():
+                    await connection.execute("rollback")
+                raise
+            await connection.execute("commit")
+
+    async def _with_care(self, live: Sequence[Projection], position: int, events: Sequence[messages.Recorded]) -> None:
+        """What cannot be applied is parked."""
+        last = events[-1].position
         async with self._database.transaction() as connection:
             await connection.execute("set local synchronous_commit = off")
             await self._move(connection, live, position, last)
             for projection in live:
                 await fold_page(connection, projection, schema(projection), events)
-            await connection.execute("select pg_notify('undrift_applied', $1)", str(last))
+            await connection.execute(_NOTIFY, str(last))
 
     async def _move(self, connection: Connection, live: Sequence[Projection], position: int, last: int) -> None:
         names = [projection.NAME for projection in live]

@@ -20,6 +20,7 @@ from infra.eventstore.mapper import LogNotification
 from infra.eventstore.store import Store
 from infra.feed import STREAM
 from infra.hints import Hints
+from infra.pace import Pace
 
 if TYPE_CHECKING:
     from services.main import Process
@@ -81,7 +82,7 @@ class Relay:
         self._work = asyncio.Event()
         self._head = 0
         self._compared: float | None = None
-        self._copied = 0.0
+        self._pace = Pace(settings.pace_s)
         self._standby = False
         self._failing_since: float | None = None
         self._last_error: str | None = None
@@ -183,8 +184,7 @@ class Relay:
     async def _copy(self) -> bool:
         """Relays the next page of the log; whether there was any. Pages that follow one another are paced, so that
         under load each holds more: the server's work and ours is by the page."""
-        await asyncio.sleep(max(0.0, self._copied + self._settings.pace_s - _now()))
-        self._copied = _now()
+        await self._pace.begin()
         notes = await self._store.read_raw(self.position, self._settings.batch_messages)
         if not notes:
             self._head = self.position
@@ -196,6 +196,7 @@ class Relay:
                 raise jetstream.Refused(0, f"the batch ended at {last}, not {self.position + len(batch)}")
             self.position = last
             self._succeeded()
+        self._pace.end(behind=len(notes) == self._settings.batch_messages)
         return True
 
     async def _pack(self, notes: Sequence[LogNotification]) -> list[Sealed]:
