@@ -88,12 +88,15 @@ class Log(Struct, forbid_unknown_fields=True):
 
 
 class EventStore(Struct, forbid_unknown_fields=True):
-    """`queue` bounds the commands that wait for the next group; `seal_every` positions share one seal."""
+    """`queue` bounds the commands that wait for the next group; `seal_every` positions share one seal; an idempotency
+    key means something for `keep_keys_days`, which is looked at every `sweep_s`."""
 
     queue: Positive = 10_000
     group_events: Annotated[int, Meta(ge=1, le=1000)] = 256
     seal_every: Positive = 1000
     seal_s: Seconds = 5.0
+    keep_keys_days: Annotated[float, Meta(ge=1)] = 7.0
+    sweep_s: Seconds = 3600.0
     reconnect_s: Seconds = 0.2
 
 

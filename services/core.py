@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from services import main, projector, relay, scheduler
+from services import main, projector, relay, scheduler, sweeper
 
 ROLES = {
     "relay": relay.run,
     "sealer": relay.run_sealer,
     "projector": projector.run,
     "scheduler": scheduler.run,
+    "sweeper": sweeper.run,
 }
 
 if __name__ == "__main__":

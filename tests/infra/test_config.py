@@ -22,7 +22,9 @@ def sample(hint: Any) -> Any:
     if hint is bool:
         return False  # every plain switch is on by default
     if get_origin(hint) is Annotated:
-        return sample(get_args(hint)[0])
+        inner, *about = get_args(hint)
+        bounds = [each.ge for each in about if isinstance(each, msgspec.Meta) and each.ge is not None]
+        return max([sample(inner), *bounds]) if bounds else sample(inner)
     if get_origin(hint) is list:
         return [sample(get_args(hint)[0])]
     if get_args(hint):
@@ -53,7 +55,7 @@ def in_a_file(tmp_path: Path, text: str, name: str = "undrift.toml") -> Path:
 
 @pytest.mark.parametrize("setting", EVERY, ids=lambda setting: setting.dotted)
 def test_every_setting_is_read_from_the_file_and_from_the_environment(setting: config.Setting, tmp_path: Path) -> None:
-    value = 1.5 if setting.dotted == "up.stop_s" else sample(setting.hint)
+    value = sample(setting.hint)
     tree: dict[str, Any] = {}
     config._put(tree, setting.dotted, value)
     from_file = config.load(in_a_file(tmp_path, msgspec.json.encode(tree).decode(), "undrift.json"), {})
