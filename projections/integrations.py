@@ -175,6 +175,12 @@ async def get(database: Database, tenant: str, id: str) -> Row | None:
     return None if row is None else TABLE.parse(row)
 
 
+async def by_id(database: Database, id: str) -> list[Row]:
+    """Those of all tenants that have this id."""
+    rows = await database.fetch(f"select * from {SCHEMA}.integrations where id = $1 order by tenant", id)
+    return [INTEGRATIONS.parse(row) for row in rows]
+
+
 async def list_(database: Database, tenant: str) -> list[Row]:
     """All integrations of a tenant, by id."""
     rows = await database.fetch(f"select * from {SCHEMA}.integrations where tenant = $1 order by id", tenant)

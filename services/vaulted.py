@@ -29,6 +29,18 @@ async def sealed(
     return kinds.configuration(kind, whole)
 
 
+async def clear(vault: Vault, tenant: str, spec: Raw) -> dict[str, str]:
+    """The secrets that a specification refers to, by the names of its fields. Raises errors.NotFound."""
+    if PREFIX.encode() not in bytes(spec):
+        return {}
+    fields: dict[str, Any] = msgspec.json.decode(spec)
+    return {
+        name: await vault.unseal(tenant, value)
+        for name, value in fields.items()
+        if isinstance(value, str) and value.startswith(PREFIX)
+    }
+
+
 def shown(kind: str, config: Raw | str) -> Raw:
     """The configuration without its secrets."""
     names = kinds.kind(kind).secrets

@@ -18,7 +18,7 @@ from domain import errors, keys, tenants
 from services.gateway import dialects, headers, limits
 from services.gateway.cors import Cors
 
-Kind = Literal["key", "loopback", "user", "device", "node"]
+Kind = Literal["key", "loopback", "user", "device", "node", "hook"]
 
 RATE = "undrift.rate"
 _TOKEN = re.compile(rb"ud[a-z]_[a-z0-9-]{1,64}_[A-Za-z0-9_-]{43}")

@@ -9,9 +9,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from domain import errors
 from infra.asks import Handler
+from infra.vault import Vault
+from services import vaulted
 from services.asks import Ask
 from services.main import Process
 from services.worker import child, engines
@@ -38,6 +41,8 @@ def _handler(process: Process, children: Children, kind: str) -> Handler:
     async def handle(payload: bytes, seconds: float) -> bytes:
         ask = msgspec.json.decode(payload, type=Ask)
         task = engines.ASKS[kind](process.settings, ask, uuid.uuid4().hex)
+        if found := await vaulted.clear(Vault(process.db, process.master), ask.tenant, ask.spec):
+            task = replace(task, collect=child.Collect(kind=kind, collection="", known="", secrets=found))
         try:
             return await _answer(children, task)
         finally:

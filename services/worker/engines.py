@@ -20,7 +20,7 @@ from infra.leases import Lease
 from services import roots
 from services.asks import Ask
 from services.main import Process
-from services.worker import child, collector, files, sources
+from services.worker import checks, child, collector, files, sources
 from services.worker.bringing import Bringing
 from services.worker.files_context import Context as FilesContext
 from services.worker.files_context import Progress
@@ -60,7 +60,20 @@ def plan_task(settings: Settings, ask: Ask, id: str) -> child.Task:
     return _files_task(settings, "files.plan", ask.tenant, spec, ask.roots, id, folder(settings, f"ask-{id}"))
 
 
-ASKS: Mapping[str, Callable[[Settings, Ask, str], child.Task]] = {"files.plan": plan_task}
+def _test_files(settings: Settings, ask: Ask, id: str) -> child.Task:
+    spec = msgspec.json.decode(ask.spec, type=plan.Spec)
+    return _files_task(settings, "files.test", ask.tenant, spec, ask.roots, id, folder(settings, f"ask-{id}"))
+
+
+def _test_plane(settings: Settings, ask: Ask, id: str) -> child.Task:
+    return child.Task(call="plane.test", spec=bytes(ask.spec), job=id, work=str(folder(settings, f"ask-{id}")))
+
+
+ASKS: Mapping[str, Callable[[Settings, Ask, str], child.Task]] = {
+    "files.plan": plan_task,
+    "files.test": _test_files,
+    "plane.test": _test_plane,
+}
 
 
 def _files_task(
@@ -167,5 +180,7 @@ _RESULT_BYTES = 128 * 1024
 CALLS: Mapping[str, Callable[[child.Task, child.Parent], child.Done]] = {
     "files": _sync_files,
     "files.plan": _plan_files,
+    "files.test": checks.check_files,
+    "plane.test": checks.check_plane,
     "collect": _collect,
 }
