@@ -10,7 +10,7 @@ from litestar._asgi.routing_trie.types import RouteTrieNode
 
 from domain import keys
 from projections import keys as keys_read
-from services.gateway import dialects, feeds, files, health, integrations, jobs_routes, limits, openapi
+from services.gateway import collections, dialects, feeds, files, health, integrations, jobs_routes, limits, openapi
 from services.gateway.auth import Authenticator, Principal
 from services.gateway.consistency import Reads
 from services.gateway.cors import Cors
@@ -25,7 +25,14 @@ from services.main import Process
 
 def routes(metrics: health.Metrics) -> Sequence[Route]:
     """Every route of the gateway."""
-    listed = (*jobs_routes.ROUTES, *integrations.ROUTES, *files.ROUTES, *feeds.ROUTES, *health.routes(metrics))
+    listed = (
+        *jobs_routes.ROUTES,
+        *integrations.ROUTES,
+        *collections.ROUTES,
+        *files.ROUTES,
+        *feeds.ROUTES,
+        *health.routes(metrics),
+    )
     made = openapi.document(listed, health.VERSION)
 
     async def document(call: Call) -> Any:

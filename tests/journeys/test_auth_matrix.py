@@ -13,7 +13,7 @@ import pytest
 
 from tests.journeys.system import ADMIN, QUICK, Answer, System
 
-PATHS = {"job_id": "sync-job-none", "integration_id": "none"}
+PATHS = {"job_id": "sync-job-none", "integration_id": "none", "collection_id": "none", "entity": "none", "item": "none"}
 BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/api/sync/jobs"): {"integrationId": "none", "type": "full"},
     ("PUT", "/api/sync/jobs/{job_id}/interval"): {"interval": 5},
