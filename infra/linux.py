@@ -22,7 +22,8 @@ _PR_SET_PDEATHSIG = 1
 _SYNC_WAIT_BEFORE, _SYNC_WRITE, _SYNC_WAIT_AFTER = 1, 2, 4
 
 # ext, xfs, btrfs, tmpfs, f2fs, overlayfs, bcachefs, zfs: one syncfs() makes all that was written there durable.
-_SYNCFS_COVERS = {0xEF53, 0x58465342, 0x9123683E, 0x01021994, 0xF2F52010, 0x794C7630, 0xCA451A4E, 0x2FC12FC1}
+_EXT = 0xEF53
+_SYNCFS_COVERS = {_EXT, 0x58465342, 0x9123683E, 0x01021994, 0xF2F52010, 0x794C7630, 0xCA451A4E, 0x2FC12FC1}
 
 _libc = ctypes.CDLL(None, use_errno=True)
 # Without releasing the GIL: a scan is alone in its process, and a call of a microsecond costs less so.
@@ -69,10 +70,21 @@ def syncfs_covers(descriptor: int) -> bool:
     release = os.uname().release.split(".")
     if (int(release[0]), int("".join(filter(str.isdigit, release[1])))) < (5, 8):
         return False
+    return _filesystem(descriptor) in _SYNCFS_COVERS
+
+
+def prefers_direct(descriptor: int) -> bool:
+    """Whether large files are best written past the page cache there: where blocks can neither be shared between files
+    nor copied by a server."""
+    return _filesystem(descriptor) == _EXT
+
+
+def _filesystem(descriptor: int) -> int:
+    """Its magic number; 0 when it does not say."""
     buffer = ctypes.create_string_buffer(512)
     if _libc.fstatfs(descriptor, buffer) < 0:
-        return False
-    return int.from_bytes(buffer.raw[:4], "little") in _SYNCFS_COVERS
+        return 0
+    return int.from_bytes(buffer.raw[:4], "little")
 
 
 _sync_file_range = _function("sync_file_range")

@@ -4,8 +4,8 @@ A rename before the file is on disk can leave an empty file after a power cut, a
 more than copying it. So files are written in batches, one syncfs() makes a whole batch durable while the next is being
 written, and then the batch is put in its place; the slower the disk, the larger the batches. On filesystems whose
 syncfs() is no promise each file gets its fsync. The final syncfs() of the job makes the renames durable. Written pages
-leave the cache once they are on disk: what reads a copy back reads the disk, and a large sync does not drive out what
-others use.
+leave the cache once they are on disk: whoever compares the copy later reads the disk, a large sync does not drive out
+what others use, and the next files find memory that is warm.
 """
 
 from __future__ import annotations
@@ -13,20 +13,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import stat
 import threading
-from collections.abc import Callable
 from queue import SimpleQueue
 
 from domain.plans.files import Action, join
 from infra import linux, paths
-from services.worker.files_compare import equal
 from services.worker.files_context import Board, Troubles
 from services.worker.files_journal import FAILED, Journal, Put
 from services.worker.files_trash import Trash, remove
 
-_BLOCK = 1 << 20
-_WINDOW = 16 << 20
 _UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -45,13 +40,12 @@ class Item:
     """Something written that waits to be put in its place; `temporary` is its name until then, or None in a stage or
     for what is changed in place."""
 
-    __slots__ = ("action", "data", "failure", "fd", "folder", "path", "put", "source", "stage", "temporary")
+    __slots__ = ("action", "failure", "fd", "folder", "path", "put", "stage", "temporary")
 
     def __init__(self, path: bytes, folder: int, action: Action, stage: Stage | None) -> None:
         self.path, self.folder, self.action, self.stage = path, folder, action, stage
         self.temporary: bytes | None = None
-        self.fd = self.source = -1
-        self.data: bytes | None = None
+        self.fd = -1
         self.failure: str | None = None
         self.put: Put | None = None
 
@@ -135,91 +129,45 @@ class Syncer:
 
 
 class Finalizer:
-    """Makes sure of a batch that was written, and puts it in its place."""
+    """Puts a batch that was written in its place."""
 
-    def __init__(
-        self, journal: Journal, trash: Trash, board: Board, troubles: Troubles, verify: bool, beat: Callable[[], bool]
-    ) -> None:
+    def __init__(self, journal: Journal, trash: Trash, board: Board, troubles: Troubles) -> None:
         self._journal, self._trash, self._board, self._troubles = journal, trash, board, troubles
-        self._verify, self._beat = verify, beat
-        self._blocks: tuple[bytearray, bytearray] | None = None
 
-    def synced(self, batch: Batch, failed: OSError | None) -> None:
-        """What was written leaves the cache, now that it is on disk, and is asked for again where it is to be read
-        back: the disk answers while the next batch is written. `failed` is why syncfs could not vouch for the batch;
-        then each file is asked."""
-        written = [entry for entry in batch.entries if isinstance(entry, Item) and entry.fd >= 0]
-        for item in written:
-            if failed is not None:
+    def finalize(self, batch: Batch, failed: OSError | None) -> None:
+        """`failed` is why syncfs could not vouch for the batch; then each file is asked. What is on disk leaves the
+        cache."""
+        items = [entry for entry in batch.entries if isinstance(entry, Item)]
+        for item in items:
+            if item.fd < 0:
+                self._describe(item)
+            elif failed is not None:
                 try:
                     os.fsync(item.fd)
                 except OSError as error:
                     item.failure = error.strerror
-            os.posix_fadvise(item.fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        if self._verify:
-            for item in written:
-                if item.data is not None:
-                    os.posix_fadvise(item.fd, 0, 0, os.POSIX_FADV_WILLNEED)
-
-    def finalize(self, batch: Batch) -> None:
-        """Of a batch that is on disk."""
-        items = [entry for entry in batch.entries if isinstance(entry, Item)]
-        if self._verify:
-            for item in items:
-                if item.fd >= 0 and item.failure is None:
-                    self._read_back(item)
-        for item in items:
-            self._describe(item)
+            if item.failure is None and item.stage is not None and item.put is not None:
+                item.stage.rows.append((item.path, item.put))
         self._publish(batch)
         for item in items:
-            for descriptor in (item.fd, item.source):
-                if descriptor >= 0:
-                    os.close(descriptor)
+            if item.fd >= 0:
+                os.posix_fadvise(item.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                os.close(item.fd)
         for descriptor in batch.folders.values():
             os.close(descriptor)
 
-    def _read_back(self, item: Item) -> None:
-        try:
-            if not self._same(item):
-                item.failure = "the copy that was read back differs"
-        except OSError as error:
-            item.failure = f"the copy could not be read back: {error.strerror}"
-        os.posix_fadvise(item.fd, 0, 0, os.POSIX_FADV_DONTNEED)
-
-    def _same(self, item: Item) -> bool:
-        if item.data is not None:
-            return os.pread(item.fd, len(item.data) + 1, 0) == item.data
-        if self._blocks is None:
-            self._blocks = bytearray(_BLOCK), bytearray(_BLOCK)
-        assert item.put is not None
-
-        def read(at: int) -> bool:
-            if at % _WINDOW == 0:
-                os.posix_fadvise(item.fd, at - _WINDOW, _WINDOW, os.POSIX_FADV_DONTNEED)
-            return self._beat() and False
-
-        return equal(item.source, item.fd, item.put.size, self._blocks, read)
-
     def _describe(self, item: Item) -> None:
-        """What the journal will say: the inode that is about to get the name."""
-        put, action = item.put, item.action
+        """What the journal will say of a link, and of what is changed in place."""
+        put = item.put
         assert put is not None
         try:
-            if item.fd >= 0:
-                st = os.fstat(item.fd)
-                if stat.S_IMODE(st.st_mode) != put.mode:  # a default ACL, or bits that a write clears
-                    os.fchmod(item.fd, put.mode)
-                    st = os.fstat(item.fd)
-            else:
-                st = os.stat(item.name, dir_fd=item.folder, follow_symlinks=False)
+            st = os.stat(item.name, dir_fd=item.folder, follow_symlinks=False)
         except OSError as error:
-            item.failure = item.failure or error.strerror
+            item.failure = error.strerror
             return
         put.inode, put.changed_ns = st.st_ino, st.st_ctime_ns
-        if action.op == "attributes":
+        if item.action.op == "attributes":
             put.size = st.st_size
-        if item.failure is None and item.stage is not None:
-            item.stage.rows.append((item.path, put))
 
     # Into its place.
 

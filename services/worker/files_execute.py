@@ -109,10 +109,9 @@ class Executor:
         self.fatal: OSError | None = None
         self._syncer = Syncer(site.target)
         self._journal = journal
-        self._finalizer = Finalizer(journal, site.trash, site.board, self.troubles, site.verify, beat)
+        self._finalizer = Finalizer(journal, site.trash, site.board, self.troubles)
         self._batch = Batch()
         self._flying: Batch | None = None
-        self._landing: Batch | None = None
         self._stage: Stage | None = None
         self._shared: set[bytes] = set()
         self._token = secrets.token_hex(4).encode()
@@ -259,31 +258,20 @@ class Executor:
 
     def _file(self, item: Item, folder: int, ours: int) -> Put:
         """Copies; what was listed as small and has not changed since by one read, everything else with care."""
-        action = item.action
+        action, verify = item.action, self._site.verify
         if action.size < copying.SMALL:
             read = copying.small(ours, action.name, action.size, action.mtime_ns)
             if read is not None:
                 item.fd = copying.open_new(folder, item.name, action.mode)
-                copying.write(item.fd, read[1])
+                copying.write(item.fd, read[1], verify)
                 self._batch.untold += action.size
-                return self._describe(item, *read)
-        item.source = copying.open_source(ours, action.name)
-        item.fd = copying.open_new(folder, item.name, action.mode)
-        return self._describe(item, *copying.contents(item.source, item.fd, self._moved))
-
-    def _describe(self, item: Item, st: os.stat_result, data: bytes | None) -> Put:
-        """Gives a file that was written its mode and time."""
-        action = item.action
-        if self._site.verify:
-            item.data = data
-        if action.mode & 0o7000:
-            os.fchmod(item.fd, action.mode)
-        os.utime(item.fd, ns=(st.st_atime_ns, st.st_mtime_ns))
-        put = _put(action, action.mode)
-        put.size = put.moved = st.st_size
-        put.mtime_ns = st.st_mtime_ns
-        put.source_inode, put.source_changed_ns = st.st_ino, st.st_ctime_ns
-        return put
+                return _describe(item, read[0])
+        source = copying.open_source(ours, action.name)
+        try:
+            item.fd = copying.open_new(folder, item.name, action.mode)
+            return _describe(item, copying.contents(source, item.fd, self._moved, verify))
+        finally:
+            os.close(source)
 
     def _moved(self, count: int) -> bool:
         """Whether to stop."""
@@ -291,8 +279,6 @@ class Executor:
         return self._beat()
 
     def _undo(self, item: Item, folder: int) -> None:
-        if item.source >= 0:
-            os.close(item.source)
         if item.fd >= 0:
             os.close(item.fd)
             os.unlink(item.name, dir_fd=folder)
@@ -315,38 +301,45 @@ class Executor:
             self._submit()
 
     def _submit(self) -> None:
-        """Has this batch made durable; meanwhile the one before is read back from disk, and the one before that is
-        put in its place."""
+        """Has this batch made durable; meanwhile the one before is put in its place."""
         if not self._batch.entries:
             return
         batch, self._batch = self._batch, Batch()
         self._site.board.add("bytes", batch.untold)
-        before = self._synced()
+        before, failed = self._flying, self._synced()
         self._syncer.begin()
         self._flying = batch
-        self._land()
-        self._landing = before
-        if not self._site.verify:
-            self._land()
+        if before is not None:
+            self._finalizer.finalize(before, failed)
 
-    def _synced(self) -> Batch | None:
-        """The batch that was being made durable, and is."""
-        batch, self._flying = self._flying, None
-        if batch is not None:
-            self._finalizer.synced(batch, self._syncer.end())
-        return batch
-
-    def _land(self) -> None:
-        batch, self._landing = self._landing, None
-        if batch is not None:
-            self._finalizer.finalize(batch)
+    def _synced(self) -> OSError | None:
+        """Why the batch that was to be made durable is not; nothing is on its way any more."""
+        if self._flying is None:
+            return None
+        self._flying = None
+        return self._syncer.end()
 
     def flush(self) -> None:
         """All that was written is in its place when this returns."""
         self._submit()
-        self._land()
-        self._landing = self._synced()
-        self._land()
+        before, failed = self._flying, self._synced()
+        if before is not None:
+            self._finalizer.finalize(before, failed)
+
+
+def _describe(item: Item, st: os.stat_result) -> Put:
+    """Gives a file that was written its mode and the source's time; returns what the journal will say: the inode that
+    is about to get the name."""
+    action, mode = item.action, item.action.mode
+    if mode & 0o7000:
+        os.fchmod(item.fd, mode)
+    os.utime(item.fd, ns=(st.st_atime_ns, st.st_mtime_ns))
+    new = os.fstat(item.fd)
+    if new.st_mode & 0o7777 != mode:  # a default ACL, or bits that a write clears
+        os.fchmod(item.fd, mode)
+        new = os.fstat(item.fd)
+    facts = (st.st_size, st.st_mtime_ns, mode, action.link, new.st_ino, new.st_ctime_ns, st.st_ino, st.st_ctime_ns)
+    return Put(action.name, action.op, action.kind, *facts, st.st_size, action.conflict)
 
 
 def _put(action: Action, mode: int) -> Put:
@@ -378,7 +371,7 @@ def unlock(folder: int) -> bool:
 
 
 def _batch_files() -> int:
-    """How many files a batch may hold open: three batches, their folders, and room for the rest."""
+    """How many files a batch may hold open: two batches, their folders, and room for the rest."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 8 * _BATCH_FILES_MOST + 256
     if soft != resource.RLIM_INFINITY and soft < wanted:

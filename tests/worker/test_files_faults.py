@@ -19,7 +19,7 @@ from tests.worker.test_files import World, snapshot
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 
-_OS = ("rename", "mkdir", "write", "utime", "unlink", "link", "rmdir", "symlink", "open", "fchmod", "posix_fadvise")
+_OS = ("rename", "mkdir", "write", "pwrite", "utime", "unlink", "link", "rmdir", "symlink", "open", "fchmod", "close")
 _LINUX = ("rename", "syncfs")
 
 
@@ -229,9 +229,10 @@ def _through_a_link(path: Path, top: Path) -> bool:
     return any(above.is_symlink() for above in path.parents if above.is_relative_to(top))
 
 
+@pytest.mark.parametrize("verify", [True, False], ids=["verified", "plain"])
 @pytest.mark.parametrize("covers", [True, False], ids=["syncfs", "fsync"])
 def test_nothing_gets_its_name_before_it_is_on_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, covers: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, covers: bool, verify: bool
 ) -> None:
     """The order of the calls of both processes: write, sync begun, sync ended, rename."""
     world = prepared(tmp_path)
@@ -261,13 +262,14 @@ def test_nothing_gets_its_name_before_it_is_on_disk(
         note("end")
 
     watch(os, "write", "write", lambda descriptor, _: path(descriptor))
+    watch(os, "pwrite", "write", lambda descriptor, *rest: path(descriptor))
     watch(os, "copy_file_range", "write", lambda _, descriptor, *rest: path(descriptor))
     watch(os, "fsync", "fsync", path)
     watch(os, "rename", "rename", lambda name, _: name)
     watch(linux, "rename", "rename", lambda name, *_: name)
     monkeypatch.setattr(linux, "syncfs", syncfs)
     monkeypatch.setattr(linux, "syncfs_covers", lambda _: covers)
-    world.mirror(force=True)
+    world.mirror(force=True, verify_integrity=verify)
     monkeypatch.undo()
     os.close(events)
     assert _ordered((tmp_path / "events").read_text().splitlines(), covers) > 20
