@@ -39,6 +39,7 @@ class TokenRegenerated(messages.Event, frozen=True, tag="devices.token_regenerat
 
     token_sha256: str
     number: int
+    before_sha256: str
 
 
 class Stale(messages.Event, frozen=True, tag="devices.stale"):
@@ -141,13 +142,17 @@ def decide(command: Command, state: Device) -> Sequence[Event]:
         case RegenerateToken():
             if command.number != state.tokens + 1:
                 raise errors.Conflict("Another token was made meanwhile")
-            return [TokenRegenerated(token_sha256=command.token_sha256, number=command.number)]
+            return [_regenerated(command, state)]
         case SayStale():
             return [] if state.stale else [Stale(acked=command.acked, head=command.head)]
         case Delete():
             return [Deleted()]
         case _:
             assert_never(command)
+
+
+def _regenerated(command: RegenerateToken, state: Device) -> TokenRegenerated:
+    return TokenRegenerated(token_sha256=command.token_sha256, number=command.number, before_sha256=state.token_sha256)
 
 
 def _register(command: Register, state: Device) -> Sequence[Event]:

@@ -125,6 +125,7 @@ class ConflictFound(messages.Event, frozen=True, tag="library.conflict_found"):
     server_hash: str | None
     server_device: str | None
     server_number: int
+    server_mtime: datetime | None = None
 
 
 class ConflictResolved(messages.Event, frozen=True, tag="library.conflict_resolved"):

@@ -62,6 +62,7 @@ class Conflict(Struct, frozen=True):
     base_hash: str | None = None
     server_hash: str | None = None
     server_device: str | None = None
+    server_mtime: datetime | None = None
     resolved_at: datetime | None = None
     resolution: str | None = None
     resolved_by: str | None = None
@@ -194,6 +195,7 @@ def _found(event: library.ConflictFound, recorded: messages.Recorded) -> Conflic
         base_hash=event.base_hash,
         server_hash=event.server_hash,
         server_device=event.server_device,
+        server_mtime=event.server_mtime,
     )
 
 
@@ -290,6 +292,17 @@ async def open_conflicts(
         limit,
     )
     return [CONFLICTS.parse(row) for row in rows]
+
+
+async def conflicts(database: Database, tenant: str, owner: str, ids: Sequence[str]) -> dict[str, Conflict]:
+    """Conflicts by id, resolved or not."""
+    rows = await database.fetch(
+        f"select * from {SCHEMA}.conflicts where tenant = $1 and owner = $2 and conflict = any ($3)",
+        tenant,
+        owner,
+        list(ids),
+    )
+    return {row["conflict"]: CONFLICTS.parse(row) for row in rows}
 
 
 async def conflict(database: Database, tenant: str, owner: str, id: str) -> Conflict | None:

@@ -356,6 +356,7 @@ class Library:
             server_hash=state.hash,
             server_device=state.device,
             server_number=state.number,
+            server_mtime=state.content.mtime if state.content is not None and state.alive else None,
         )
         for one in (*view.conflicts, *(conflict.found for conflict in state.open_conflicts())):
             if library.same_change(one, found):

@@ -27,20 +27,29 @@ _CAPACITY = 10_000
 
 
 class Principal(Struct, frozen=True):
-    """Whoever a request comes from. Empty `roots` means every configured root, likewise `connections`."""
+    """Whoever a request comes from. Empty `roots` means every configured root, likewise `connections`; `owner` is
+    the user whose library a user's session or a device opens."""
 
     tenant: str
     id: str
     kind: Kind
     name: str = ""
+    owner: str = ""
     scopes: frozenset[str] = frozenset()
     roots: tuple[str, ...] = ()
     connections: tuple[str, ...] = ()
 
     @property
     def actor(self) -> str:
-        """As it stands in an event's metadata."""
+        """As it stands in an event's metadata: a user, whichever session speaks."""
+        if self.kind == "user":
+            return f"user:{self.owner}"
         return "system:loopback" if self.kind == "loopback" else f"{self.kind}:{self.id}"
+
+    @property
+    def credential(self) -> str:
+        """What can be revoked."""
+        return f"{self.kind}:{self.id}"
 
     def may(self, scope: str) -> bool:
         return scope in self.scopes or "admin" in self.scopes
@@ -107,6 +116,16 @@ class Authenticator:
         self._revoked.add(id)
         self._known = {mark: entry for mark, entry in self._known.items() if entry[0].id != id}
 
+    def revoke_token(self, token_sha256: str) -> None:
+        """From here on this one token is refused; another of the same device is not."""
+        self._revoked.add(token_sha256)
+        self._known.pop(token_sha256, None)
+
+    async def device(self, token: bytes) -> Principal | None:
+        """The device that a token names beside a user's own credential."""
+        principal = await self._bearer(b"Bearer " + token)
+        return principal if principal is not None and principal.kind == "device" else None
+
     def is_revoked(self, actor: str) -> bool:
         """Whether a principal that was admitted has been revoked since."""
         kind, _, id = actor.partition(":")
@@ -149,7 +168,7 @@ class Authenticator:
     async def _look_up(self, mark: str) -> Principal | None:
         asked_at = self._clock()
         principal = await self._lookup(mark)
-        if principal is None or principal.id in self._revoked:
+        if principal is None or principal.id in self._revoked or mark in self._revoked:
             self._known.pop(mark, None)
             return None
         if len(self._known) >= _CAPACITY:

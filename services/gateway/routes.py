@@ -95,8 +95,12 @@ class Call:
 
     def metadata(self) -> messages.Metadata:
         trace = self.fields.get(b"traceparent")
+        owner = self.principal.owner
         return messages.Metadata(
-            actor=self.principal.actor, traceparent=None if trace is None else trace[:64].decode("ascii", "replace")
+            actor=self.principal.actor,
+            traceparent=None if trace is None else trace[:64].decode("ascii", "replace"),
+            owner=owner or "_",
+            subject=owner or None,
         )
 
     async def earlier(self, *contexts: Any, stream: str | None = None) -> Done | None:
