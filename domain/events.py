@@ -5,9 +5,9 @@ from __future__ import annotations
 from types import UnionType
 from typing import get_args
 
-from domain import collections, integrations, items, jobs, keys, library, messages, network, tenants
+from domain import answers, collections, integrations, items, jobs, keys, library, messages, network, tenants
 
-CONTEXTS = (jobs, integrations, keys, tenants, items, collections, network, library)
+CONTEXTS = (jobs, integrations, keys, tenants, items, collections, network, library, answers)
 
 
 def _classes(event: UnionType | type[messages.Event]) -> tuple[type[messages.Event], ...]:

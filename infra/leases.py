@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 
@@ -95,6 +96,16 @@ class Leases:
         )
 
     async def alive(self, name: str) -> bool:
-        """Whether somebody's lease of that name beats, judged by two looks when it was not watched before."""
-        row = await self._database.fetchrow("select owner, fence, beat from undrift.leases where name = $1", name)
-        return row is not None and self.living(name, row["owner"], row["fence"], row["beat"])
+        """Whether somebody's lease of that name is alive now: waits for its next beat, if there is one in time."""
+        seen: tuple[int, int] | None = None
+        end = time.monotonic() + self._ttl
+        while True:
+            row = await self._database.fetchrow("select owner, fence, beat from undrift.leases where name = $1", name)
+            if row is None or row["owner"] is None:
+                return False
+            before, seen = seen, (row["fence"], row["beat"])
+            if before not in (None, seen):
+                return True
+            if time.monotonic() > end:
+                return False
+            await asyncio.sleep(self._ttl / 50)

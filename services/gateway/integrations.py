@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ import msgspec
 import structlog
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-from domain import errors, integrations, jobs, kinds, messages
+from domain import answers, errors, integrations, jobs, kinds, messages
 from infra.eventstore.store import Done, Wish
 from infra.vault import Vault
 from projections import integrations as integrations_read
@@ -315,14 +316,26 @@ async def stop(call: Call) -> Any:
 
 
 async def initialize(call: Call) -> Any:
+    done = await call.earlier(answers)
+    if done is None:
+        said, position = await _initialized(call)
+        if call.key() is None:
+            return call.reply(said, position)
+        give = answers.Give(Raw(msgspec.json.encode(said)))
+        done = await call.execute([Wish(answers, uuid.uuid4().hex, give, fresh=True)])
+    given = next(one.event for one in done.events if isinstance(one.event, answers.Given))
+    return call.reply(msgspec.json.decode(given.answer, type=Initialized), done.position)
+
+
+async def _initialized(call: Call) -> tuple[Initialized, int]:
+    """What is so now: no event tells it, so under a key it is remembered."""
     process = call.api.process
     position = await declarations.declare(process.store, process.settings.integrations)
     call.api.reads.wrote(call.principal.actor, position)
     position = await call.caught_up()
     found = await integrations_read.list_(process.db, call.tenant)
-    living = await process.leases.alive("scheduler")
-    state = "running" if living else "stopped"
-    return call.reply(Initialized(True, "Sync system initialized", state, len(found)), position)
+    state = "running" if await process.leases.alive("scheduler") else "stopped"
+    return Initialized(True, "Sync system initialized", state, len(found)), position
 
 
 _READ = (400, 401, 403, 404, 503)

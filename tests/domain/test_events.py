@@ -17,6 +17,7 @@ from msgspec import Raw, Struct
 from domain import errors, events, jobs, messages
 
 TOPICS = {
+    "answers.given",
     "collections.observed",
     "integrations.changed",
     "integrations.created",

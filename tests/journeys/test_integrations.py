@@ -333,6 +333,30 @@ def test_initialize_says_what_there_is(system: System) -> None:
         assert answer["integrationsFound"] == system.ok("GET", "/api/sync/integrations")["total"]
 
 
+def test_initialize_says_the_same_under_the_same_key(system: System) -> None:
+    def initialize(key: str) -> Answer:
+        return system.post("/api/sync/initialize", headers={"Idempotency-Key": key})
+
+    first = initialize("initialize-1")
+    system.integration("initialized", system.place(), system.place())
+    again = initialize("initialize-1")
+    assert (first.status, first.body, first.position) == (again.status, again.body, again.position)
+    now = initialize("initialize-2").json()
+    assert now == {**first.json(), "integrationsFound": first.json()["integrationsFound"] + 1}
+    answers = at_once(8, lambda _: initialize("initialize-3"))
+    assert {(one.status, one.body) for one in answers} == {(200, answers[0].body)}
+    system.ok("DELETE", "/api/sync/integrations/initialized")
+
+
+def test_initialize_says_when_there_is_no_scheduler(system: System) -> None:
+    with system.paused("core"):
+        headers = {"Idempotency-Key": "initialize-4"}
+        answer = system.post("/api/sync/initialize", headers=headers)
+        assert answer.json()["schedulerStatus"] == "stopped"
+    assert until(lambda: system.ok("POST", "/api/sync/initialize")["schedulerStatus"] == "running")
+    assert system.post("/api/sync/initialize", headers=headers).body == answer.body
+
+
 def test_a_declared_integration_is_there_and_comes_back(system: System) -> None:
     found = system.ok("GET", "/api/sync/integrations/declared")
     assert (found["name"], found["syncInterval"]) == ("Declared in the file", 3600)
