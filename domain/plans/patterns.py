@@ -11,6 +11,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 
 from domain import errors
 
@@ -125,8 +126,13 @@ class Patterns:
             raise errors.Invalid(f"There are more than {MAX_PATTERNS} exclude patterns")
         for pattern in patterns:
             _check(pattern)
-        self._automaton = _Automaton(patterns)
+        self._patterns = patterns
         self.any = bool(patterns)
+
+    @cached_property
+    def _automaton(self) -> _Automaton:
+        """Made when it is first needed: many a list of patterns is only checked."""
+        return _Automaton(self._patterns)
 
     @property
     def computed(self) -> int:

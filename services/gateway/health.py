@@ -44,6 +44,7 @@ class Metrics:
         self._seconds = Histogram(
             "undrift_http_request_seconds", "Time to answer", ("method", "route"), registry=self.registry
         )
+        self._known: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._gauges = {
             name: Gauge(f"undrift_{name}", text, registry=self.registry)
             for name, text in (
@@ -58,8 +59,13 @@ class Metrics:
         self._queue = Gauge("undrift_open_jobs", "Jobs queued or running", ("lane",), registry=self.registry)
 
     def observe(self, method: str, route: str, status: int, seconds: float) -> None:
-        self._requests.labels(method, route, status).inc()
-        self._seconds.labels(method, route).observe(seconds)
+        found = self._known.get((method, route, status))
+        if found is None:
+            found = (self._requests.labels(method, route, status), self._seconds.labels(method, route))
+            self._known[method, route, status] = found
+        requests, times = found
+        requests.inc()
+        times.observe(seconds)
 
     async def render(self, call: Call) -> bytes:
         process = call.api.process

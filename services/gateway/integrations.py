@@ -192,10 +192,10 @@ def _described(row: integrations_read.Row, job: jobs_read.Row | None) -> Status:
 
 async def create(call: Call) -> Any:
     body = await call.body(Create)
-    _check_config(call, body.kind, body.config)
+    checked = _check_config(call, body.kind, body.config)
     done = await call.earlier(integrations)
     if done is None:
-        done = await _create(call, body)
+        done = await _create(call, body, checked)
     first = done.events[0]
     assert isinstance(first.event, integrations.Created)
     interval = first.event.interval
@@ -229,23 +229,26 @@ async def _sealed(call: Call, kind: str, id: str, config: dict[str, Any], before
     return Raw(msgspec.json.encode(made))
 
 
-async def _create(call: Call, body: Create) -> Any:
+async def _create(call: Call, body: Create, checked: Any) -> Any:
     """Without an id the next free `<kind>-integration-<n>` is taken."""
     if body.id is not None:
         integrations.check_id(body.id)
-        return await call.execute([await _wish(call, body, body.id)])
+        return await call.execute([await _wish(call, body, checked, body.id)])
     await call.caught_up()
     number = len(await integrations_read.list_(call.api.process.db, call.tenant))
     while True:
         number += 1
         try:
-            return await call.execute([await _wish(call, body, f"{body.kind}-integration-{number}")])
+            return await call.execute([await _wish(call, body, checked, f"{body.kind}-integration-{number}")])
         except errors.AlreadyExists as taken:
             log.debug("the next number is taken", reason=taken.message)
 
 
-async def _wish(call: Call, body: Create, id: str) -> Wish:
-    config = await _sealed(call, body.kind, id, body.config)
+async def _wish(call: Call, body: Create, checked: Any, id: str) -> Wish:
+    if kinds.kind(body.kind).secrets:
+        config = await _sealed(call, body.kind, id, body.config)
+    else:
+        config = Raw(msgspec.json.encode(checked))
     command = integrations.Create(id=id, name=body.name, kind=body.kind, config=config, interval=body.sync_interval)
     return Wish(integrations, id, command, fresh=True)  # if it is not, the append says so
 
