@@ -23,7 +23,7 @@ on conflict (name) do update set
     wait_s = coalesce(greatest(extract(epoch from
         greatest(r.not_before, case when r.remaining <= 0 then r.reset_at end) - now()), 0), 0),
     remaining = case
-        when r.reset_at <= now() then null
+        when r.remaining is null or r.reset_at <= now() then null
         when r.not_before > now() then r.remaining
         else greatest(r.remaining - 1, 0) end,
     reset_at = case when r.reset_at > now() then r.reset_at end,
@@ -39,7 +39,8 @@ returning wait_s
 # window that is not newer than the one known cannot raise what remains.
 _LEARN = f"""\
 with said as (
-    select $2::bigint as remaining, least($3::timestamptz, now() + interval '{LONGEST_S} seconds') as reset_at,
+    select $2::bigint as remaining,
+        case when $3::timestamptz is not null then least($3, now() + interval '{LONGEST_S} seconds') end as reset_at,
         now() + $4 * interval '1 second' as not_before
 ), heard as (
     insert into undrift.remotes as r (name, remaining, reset_at, not_before)

@@ -39,6 +39,13 @@ async def test_an_unknown_remote_may_be_asked(workers: list[Remotes]) -> None:
     assert [await workers[0].permit(REMOTE) for _ in range(5)] == [0.0] * 5
 
 
+async def test_a_remote_that_says_nothing_of_limits_has_none(workers: list[Remotes]) -> None:
+    for _ in range(5):
+        assert await workers[0].permit(REMOTE) == 0
+        await workers[0].learn(REMOTE, None, None, None)
+    assert [await workers[1].permit(REMOTE) for _ in range(5)] == [0.0] * 5
+
+
 async def test_what_is_left_is_given_once_to_all_workers_together(workers: list[Remotes]) -> None:
     await workers[0].learn(REMOTE, 7, soon(600), None)
     waits = await asyncio.gather(*(one.permit(REMOTE) for _ in range(10) for one in workers))
