@@ -48,7 +48,8 @@ def claims(event: Event) -> Iterable[messages.Claim]:
 
 
 class Observe(messages.Command, frozen=True):
-    """Without a mark the present one stays, where it belongs to the same configuration."""
+    """Said together with the completion of a run, so never twice. Without a mark the present one stays, where it
+    belongs to the same configuration."""
 
     mark: Raw | None
     config: str
@@ -60,5 +61,4 @@ Command = Observe
 
 def decide(command: Command, state: Collection) -> Sequence[Event]:
     mark = state.mark_for(command.config) if command.mark is None else command.mark
-    observed = Observed(mark=mark, config=command.config, complete=command.complete)
-    return [] if evolve(state, observed) == state else [observed]
+    return [Observed(mark=mark, config=command.config, complete=command.complete)]

@@ -84,7 +84,8 @@ def test_a_collection_shows_what_it_holds(system: System) -> None:
 def test_pages_together_are_everything_once(system: System, limit: int) -> None:
     names = [("b", "1"), ("a", "2"), ("a", "é"), ("b", "x\ty"), ("c", "'"), ("a", "1"), ("b", "😀")]
     id = bring(system, *((entity, name, {"name": name}) for entity, name in names))
-    found, cursor = [], ""
+    found: list[tuple[str, str]] = []
+    cursor: str | None = ""
     while cursor is not None:
         page = read(system, f"/{id}/items?limit={limit}&cursor={cursor}")
         assert len(page["items"]) <= limit

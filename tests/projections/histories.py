@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from msgspec import Raw, Struct
 
-from domain import errors, events, integrations, jobs, keys, messages, tenants
+from domain import collections, errors, events, integrations, items, jobs, keys, messages, tenants
 from infra import config
 from infra.bus import Bus
 from infra.db import Database
@@ -70,10 +70,15 @@ class World:
     def _any(self) -> tuple[Any, str, str, messages.Command]:
         pick = self._random
         tenant = pick.choice(TENANTS)
-        match pick.choices(("jobs", "integrations", "keys", "tenants"), (12, 3, 2, 1))[0]:
+        match pick.choices(("jobs", "items", "collections", "integrations", "keys", "tenants"), (12, 6, 1, 3, 2, 1))[0]:
             case "jobs":
                 id = f"job-{pick.randrange(40)}"
                 return jobs, tenant, id, self._job(id)
+            case "items":
+                return self._item(tenant)
+            case "collections":
+                observe = collections.Observe(Raw(b"%d" % pick.randrange(9)), "config", pick.random() < 0.5)
+                return collections, tenant, f"i{pick.randrange(4)}", observe
             case "integrations":
                 id = f"i{pick.randrange(4)}"
                 return integrations, tenant, id, self._integration(id)
@@ -124,6 +129,15 @@ class World:
             )
         )
 
+    def _item(self, tenant: str) -> tuple[Any, str, str, messages.Command]:
+        pick = self._random
+        name = f"i{pick.randrange(4)}", pick.choice(("things", "people")), f"{pick.randrange(8)} né\t'"
+        if pick.random() < 0.3:
+            return items, tenant, items.stream_id(*name), items.Remove(*name, "deleted", "outside")
+        content = items.canonical({"value": pick.randrange(3), "text": "\0näo"})
+        put = items.Put(*name, Raw(content), items.digest(content), None, "outside")
+        return items, tenant, items.stream_id(*name), put
+
     def _integration(self, id: str) -> messages.Command:
         pick = self._random
         config = Raw(pick.choice((b'{"a":1}', b'{"a":2}')))
@@ -152,7 +166,8 @@ async def fill(database: Database, said: Sequence[Said], versions: dict[str, int
     async with database.transaction() as connection:
         for one in said:
             known[one.stream] = version = known.get(one.stream, 0) + 1
-            metadata = messages.Metadata(actor=f"key:{one.id}")
+            actor = f"job:job-{version % 3}" if one.context is items else f"key:{one.id}"
+            metadata = messages.Metadata(actor=actor)
             draft = Draft(one.tenant, one.stream, version, uuid4(), one.event, metadata)
             write = Write(one.stream, version - 1, [mapping.to_stored_event(draft)])
             [answer] = await append_group(connection, [prepare(Append(one.tenant, [write]))])
