@@ -10,7 +10,19 @@ from litestar._asgi.routing_trie.types import RouteTrieNode
 
 from domain import keys
 from projections import keys as keys_read
-from services.gateway import collections, dialects, feeds, files, health, integrations, jobs_routes, limits, openapi
+from services.gateway import (
+    checks,
+    collections,
+    dialects,
+    feeds,
+    files,
+    health,
+    hooks,
+    integrations,
+    jobs_routes,
+    limits,
+    openapi,
+)
 from services.gateway.auth import Authenticator, Principal
 from services.gateway.consistency import Reads
 from services.gateway.cors import Cors
@@ -28,6 +40,8 @@ def routes(metrics: health.Metrics) -> Sequence[Route]:
     listed = (
         *jobs_routes.ROUTES,
         *integrations.ROUTES,
+        *checks.ROUTES,
+        *hooks.ROUTES,
         *collections.ROUTES,
         *files.ROUTES,
         *feeds.ROUTES,

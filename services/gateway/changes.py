@@ -1,0 +1,209 @@
+"""A user's feed: pages, long polls and streams of changes, and the library as it was at one position."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from msgspec import UNSET, Struct, UnsetType
+
+from domain import errors, library
+from projections import library as library_read
+from projections.library import Version
+from services.gateway import bodies, headers
+from services.gateway import devices as device_routes
+from services.gateway.cursors import Cursors
+from services.gateway.devices import DEVICE, Seen
+from services.gateway.dialects import PINAKES, Timestamp, timestamp_ms
+from services.gateway.routes import Call, Parameter, Route
+from services.gateway.streams import Live, encode, frame
+
+LIMIT = 100
+LIMIT_MAX = 1000
+_NAMESPACE = uuid.UUID("6f1c7f9e-3d1b-5b0e-9c0a-2b9d0d2f4a11")
+
+
+class Change(Struct):
+    """`sequence` is the position of the log, so it grows with gaps. `device_id` is whose change it was, null for the
+    server's own; a device may skip its own. `old_path` comes with `moved` only."""
+
+    id: str
+    sequence: int
+    change_type: str
+    media_id: str
+    path: str
+    content_hash: str | None
+    file_size: int | None
+    timestamp: Timestamp
+    device_id: str | None
+    mtime: Timestamp | None
+    old_path: str | UnsetType = UNSET
+
+
+class Changes(Struct):
+    """`cursor` is after the last change here; the one that was given where there is none."""
+
+    changes: list[Change]
+    cursor: str
+    has_more: bool
+
+
+class File(Struct):
+    media_id: str
+    path: str
+    content_hash: str
+    file_size: int
+    mtime: Timestamp | None
+    sequence: int
+
+
+class Snapshot(Struct):
+    """Files by path, as they were at one position; `next` is the `after` of the following page, absent on the last.
+    The feed goes on at `cursor`."""
+
+    files: list[File]
+    cursor: str
+    next: str | UnsetType = UNSET
+
+
+def shape(version: Version) -> Change:
+    return Change(
+        id=str(uuid.uuid5(_NAMESPACE, version.id)),
+        sequence=version.from_pos,
+        change_type=version.change,
+        media_id=version.file,
+        path=version.path,
+        content_hash=version.hash,
+        file_size=version.size,
+        timestamp=timestamp_ms(version.at),
+        device_id=version.device,
+        mtime=None if version.mtime is None else timestamp_ms(version.mtime),
+        old_path=UNSET if version.old_path is None else version.old_path,
+    )
+
+
+async def position_of(call: Call, text: str | None) -> int:
+    """The position of a cursor, 0 without one. Raises errors.Invalid, and Gone with where to begin again."""
+    if text is None:
+        return 0
+    process = call.api.process
+    cursor = Cursors(process.master).read(call.tenant, call.principal.owner, text)
+    if cursor.epoch != process.epoch:
+        resync = {"snapshot": "/api/v1/sync/snapshot", "cursor": None}
+        raise errors.Gone("That cursor belongs to another history; begin again with a snapshot", resync=resync)
+    if cursor.position > call.api.reads.position and cursor.position > await process.store.head():
+        raise errors.Invalid("That cursor is ahead of the feed")
+    return cursor.position
+
+
+def _cursor(call: Call, position: int) -> str:
+    process = call.api.process
+    return Cursors(process.master).make(call.tenant, call.principal.owner, process.epoch, position)
+
+
+async def changes(call: Call) -> Any:
+    """With `Accept: text/event-stream` a stream without end; the `id` of its events is a cursor, as `Last-Event-ID`
+    too."""
+    query = call.query()
+    limit = bodies.integer(query, "limit", LIMIT, 1, LIMIT_MAX)
+    settings = call.api.process.settings.gateway
+    wait_s = min(bodies.integer(query, "wait", 0, 0, 3600), settings.long_poll_s)
+    seen = await device_routes.of_call(call, query.get("device_id"))
+    read = await call.caught_up(library.STREAM)
+    given = query.get("cursor") or None
+    if b"text/event-stream" in call.fields.get(b"accept", b""):
+        return await _stream(call, seen, given)
+    after = await position_of(call, given)
+    mine = (call.tenant, call.principal.owner)
+    found = await call.api.live.changes.page(mine, after, limit + 1, wait_s, call.api.process.stopping)
+    page = found[:limit]
+    last = page[-1].from_pos if page else after
+    await delivered(call, seen, last)
+    cursor = given if given is not None and not page else _cursor(call, last)
+    return call.reply(Changes([shape(one) for one in page], cursor, len(found) > limit), max(read, last))
+
+
+async def delivered(call: Call, seen: Seen, position: int) -> None:
+    """Only what was delivered may be acknowledged."""
+    if position > seen.state.delivered:
+        await call.api.process.db.execute(
+            "update undrift.device_state set delivered_pos = greatest(delivered_pos, $2) where device = $1",
+            seen.row.id,
+            position,
+        )
+
+
+async def _stream(call: Call, seen: Seen, given: str | None) -> Any:
+    after = await position_of(call, headers.last_event_id(call.fields) or given)
+    live = call.api.live
+
+    def framed(version: Version) -> bytes:
+        return frame("change", encode(shape(version)), _cursor(call, version.from_pos))
+
+    async def note(position: int) -> None:
+        await delivered(call, seen, position)
+
+    mine = (call.tenant, call.principal.owner)
+    stream = live.changes.stream(live.streams, call.principal.credential, mine, after, framed, note)
+    return Live(stream, [headers.position(after)])
+
+
+async def snapshot(call: Call) -> Any:
+    """Begin without a cursor, then ask with the `cursor` and the `next` of each page: all pages show one moment."""
+    query = call.query()
+    limit = bodies.integer(query, "limit", LIMIT_MAX, 1, LIMIT_MAX)
+    seen = await device_routes.of_call(call, query.get("device_id"))
+    read = await call.caught_up(library.STREAM)
+    given = query.get("cursor") or None
+    at = read if given is None else await position_of(call, given)
+    found = await library_read.listing(
+        call.api.process.db, call.tenant, call.principal.owner, at, query.get("after", ""), limit + 1
+    )
+    page = found[:limit]
+    if len(found) <= limit:
+        await delivered(call, seen, at)
+    more = page[-1].path if len(found) > limit else UNSET
+    return call.reply(Snapshot([_file(one) for one in page], _cursor(call, at), more), read)
+
+
+def _file(version: Version) -> File:
+    assert version.hash is not None
+    assert version.size is not None
+    mtime = None if version.mtime is None else timestamp_ms(version.mtime)
+    return File(version.file, version.path, version.hash, version.size, mtime, version.from_pos)
+
+
+_ERRORS = (400, 401, 403, 404, 410, 503)
+_LIMIT = Parameter("limit", {"type": "integer"}, f"clamped to 1..{LIMIT_MAX}")
+_CURSOR = Parameter("cursor", {"type": "string"}, "where to go on; from the start without it")
+
+ROUTES: Sequence[Route] = (
+    Route(
+        "GET",
+        "/api/v1/sync/changes",
+        changes,
+        PINAKES,
+        "What changed behind a cursor; `wait` holds the request until something does",
+        query=(
+            _CURSOR,
+            _LIMIT,
+            Parameter("wait", {"type": "integer", "default": 0}, "seconds to wait for a change"),
+            Parameter("Last-Event-ID", {"type": "string"}, "of a stream", where="header"),
+            *DEVICE,
+        ),
+        answers={200: Changes},
+        streams=True,
+        errors=_ERRORS,
+    ),
+    Route(
+        "GET",
+        "/api/v1/sync/snapshot",
+        snapshot,
+        PINAKES,
+        "The whole library at one position, by path",
+        query=(_CURSOR, _LIMIT, Parameter("after", {"type": "string"}, "the `next` of the page before"), *DEVICE),
+        answers={200: Snapshot},
+        errors=_ERRORS,
+    ),
+)
