@@ -24,7 +24,7 @@ from services.worker.files_journal import Journal, Put
 from services.worker.files_trash import Trash
 
 FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-_BATCH_FILES, _BATCH_FILES_MOST = 256, 2048
+_BATCH_FILES, _BATCH_FILES_MOST = 1024, 2048
 _BATCH_BYTES, _BATCH_BYTES_MOST = 16 << 20, 64 << 20
 _STRETCHES = 32
 _STRETCH_MIN, _STRETCH_MAX = 32, 1024
