@@ -35,6 +35,12 @@ class PasswordChanged(messages.Event, frozen=True, tag="accounts.password_change
     """Its sessions end with it."""
 
 
+class SessionEnded(messages.Event, frozen=True, tag="accounts.session_ended"):
+    """One session, by its id; None for all of them."""
+
+    session: str | None
+
+
 class Disabled(messages.Event, frozen=True, tag="accounts.disabled"):
     """Nothing of the account opens anything until it is enabled."""
 
@@ -47,7 +53,7 @@ class Deleted(messages.Event, frozen=True, tag="accounts.deleted"):
     name_key: str
 
 
-Event = Created | RoleChanged | PasswordChanged | Disabled | Enabled | Deleted
+Event = Created | RoleChanged | PasswordChanged | SessionEnded | Disabled | Enabled | Deleted
 
 
 class Account(Struct, frozen=True):
@@ -67,7 +73,7 @@ def evolve(state: Account, event: Event) -> Account:
             return Account(name=event.name, name_key=event.name_key, role=event.role)
         case RoleChanged():
             return replace(state, role=event.role)
-        case PasswordChanged():
+        case PasswordChanged() | SessionEnded():
             return state
         case Disabled():
             return replace(state, enabled=False)
@@ -85,7 +91,7 @@ def claims(event: Event) -> Iterable[messages.Claim]:
             yield messages.take(NAME, event.name_key)
         case Deleted():
             yield messages.release(NAME, event.name_key)
-        case RoleChanged() | PasswordChanged() | Disabled() | Enabled():
+        case RoleChanged() | PasswordChanged() | SessionEnded() | Disabled() | Enabled():
             return
         case _:
             assert_never(event)
@@ -105,6 +111,10 @@ class ChangePassword(messages.Command, frozen=True):
     pass
 
 
+class EndSession(messages.Command, frozen=True):
+    session: str | None
+
+
 class Disable(messages.Command, frozen=True):
     pass
 
@@ -117,7 +127,7 @@ class Delete(messages.Command, frozen=True):
     pass
 
 
-Command = Create | ChangeRole | ChangePassword | Disable | Enable | Delete
+Command = Create | ChangeRole | ChangePassword | EndSession | Disable | Enable | Delete
 
 
 def decide(command: Command, state: Account) -> Sequence[Event]:
@@ -133,6 +143,8 @@ def decide(command: Command, state: Account) -> Sequence[Event]:
             return [] if command.role == state.role else [RoleChanged(role=command.role)]
         case ChangePassword():
             return [PasswordChanged()]
+        case EndSession():
+            return [SessionEnded(session=command.session)]
         case Disable():
             return [Disabled()] if state.enabled else []
         case Enable():

@@ -5,9 +5,22 @@ from __future__ import annotations
 from types import UnionType
 from typing import get_args
 
-from domain import answers, collections, integrations, items, jobs, keys, library, messages, network, tenants
+from domain import (
+    accounts,
+    answers,
+    collections,
+    devices,
+    integrations,
+    items,
+    jobs,
+    keys,
+    library,
+    messages,
+    network,
+    tenants,
+)
 
-CONTEXTS = (jobs, integrations, keys, tenants, items, collections, network, library, answers)
+CONTEXTS = (jobs, integrations, keys, tenants, items, collections, network, library, answers, accounts, devices)
 
 
 def _classes(event: UnionType | type[messages.Event]) -> tuple[type[messages.Event], ...]:

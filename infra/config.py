@@ -75,9 +75,11 @@ class Gateway(Struct, forbid_unknown_fields=True):
 
 
 class Auth(Struct, forbid_unknown_fields=True):
-    """`open_loopback` admits families 1 and 2 without a token from this machine (on in the embedded mode)."""
+    """`open_loopback` admits families 1 and 2 without a token from this machine (on in the embedded mode);
+    `session_days` is how long a user's session lasts after it was opened or refreshed."""
 
     open_loopback: bool | None = None
+    session_days: Seconds = 30.0
 
 
 class Log(Struct, forbid_unknown_fields=True):

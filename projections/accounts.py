@@ -64,6 +64,8 @@ def _fold(row: Row | None, recorded: messages.Recorded) -> Row | None:
             return replace(row, role=event.role)
         case accounts.PasswordChanged():
             return replace(row, password_changed_at=recorded.recorded_at)
+        case accounts.SessionEnded():
+            return row
         case accounts.Disabled():
             return replace(row, enabled=False)
         case accounts.Enabled():

@@ -224,6 +224,42 @@ class Library:
                 continue
         raise errors.Conflict()
 
+    async def preview(
+        self, who: Who, file: str, conflict: str, resolution: library.Resolution, whose: str, day: str
+    ) -> resolutions.Settlement:
+        """What `resolve` would do, as things stand. Raises errors.NotFound."""
+        state = (await self._shelf.files(who, [file]))[file]
+        if (known := state.conflicts.get(conflict)) is None:
+            raise errors.NotFound("There is no such conflict", kind="conflict")
+        sides = await self._sides(who, file, state, known.found)
+        path = known.found.path
+        copy = path if sides.other is None else plan.conflict_name(path, whose, day)
+        return resolutions.settle(sides, resolution, who.device, copy, self._places.of(who, copy), "", blocked=False)
+
+    async def reopen(self, who: Who, file: str, conflict: str) -> int:
+        """Undoes a resolution: the conflict is open again, and the file as it was before, unless it has changed since.
+
+        Raises errors.NotFound, errors.InvalidState, errors.Conflict.
+        """
+        state = (await self._shelf.files(who, [file]))[file]
+        known = state.conflicts.get(conflict)
+        if known is None:
+            raise errors.NotFound("There is no such conflict", kind="conflict")
+        if known.resolved is None:
+            raise errors.InvalidState("The conflict is not resolved")
+        then = await self._before(who, state, known.found)
+        return await self._shelf.append(who, [Wish(library, file, library.Reopen(conflict, then))])
+
+    async def _before(self, who: Who, state: File, found: library.ConflictFound) -> library.Change | None:
+        if state.hash == found.server_hash:
+            return None
+        if state.number > found.server_number + 1 or (found.server_hash and not state.alive):
+            raise errors.InvalidState("The file has changed since; its versions can be restored one by one")
+        if found.server_hash is None:
+            return library.Delete(state.number)
+        stored = (await self._shelf.contents(who, [found.server_hash]))[found.server_hash]
+        return library.Modify(Content(*stored, found.server_mtime), state.number)
+
     async def _sides(self, who: Who, file: str, state: File, found: library.ConflictFound) -> resolutions.Sides:
         stored = None
         if (hash := found.local_hash) is not None:

@@ -42,7 +42,7 @@ async def run(process: Process) -> None:
         following = [
             group.create_task(gateway.reads.run()),
             group.create_task(gateway.waits.run()),
-            group.create_task(gateway.watch_keys()),
+            group.create_task(gateway.watch_credentials()),
             group.create_task(gateway.live.run()),
         ]
         try:

@@ -8,11 +8,14 @@ from typing import Any
 from litestar import Litestar
 from litestar._asgi.routing_trie.types import RouteTrieNode
 
-from domain import keys
-from projections import keys as keys_read
 from services.gateway import (
+    accounts,
+    changes,
     checks,
     collections,
+    conflicts,
+    credentials,
+    devices,
     dialects,
     feeds,
     files,
@@ -20,6 +23,7 @@ from services.gateway import (
     hooks,
     integrations,
     jobs_routes,
+    library,
     limits,
     openapi,
 )
@@ -44,6 +48,11 @@ def routes(metrics: health.Metrics) -> Sequence[Route]:
         *hooks.ROUTES,
         *collections.ROUTES,
         *files.ROUTES,
+        *accounts.ROUTES,
+        *devices.ROUTES,
+        *library.ROUTES,
+        *changes.ROUTES,
+        *conflicts.ROUTES,
         *feeds.ROUTES,
         *health.routes(metrics),
     )
@@ -80,7 +89,7 @@ class Gateway:
         self.authenticator = Authenticator(
             self._look_up, cors, limiter, open_loopback=bool(settings.auth.open_loopback)
         )
-        self.live = Feeds(process, self.authenticator.is_revoked)
+        self.live = Feeds(process, self.reads, self.authenticator.is_revoked)
         api = Api(process, self.authenticator, self.reads, self.waits, self.live, metrics.observe)
         served = endpoints(api, routes(metrics))
         litestar = Litestar(
@@ -93,31 +102,11 @@ class Gateway:
         self.app = Edge(Dispatch(served, litestar), cors, limiter)
 
     async def _look_up(self, token_sha256: str) -> Principal | None:
-        row = await keys_read.by_token(self.process.db, token_sha256)
-        if row is None:
-            return None
-        return Principal(
-            tenant=row.tenant,
-            id=row.id,
-            kind="key",
-            name=row.name,
-            scopes=frozenset(row.scopes),
-            roots=row.roots,
-            connections=row.connections,
-        )
+        return await credentials.look_up(self.process.db, token_sha256)
 
-    async def watch_keys(self) -> None:
-        """A revoked key opens nothing from the moment its event is read, in this process and every other."""
-        tail = self.process.tail
-        subscription = tail.subscribe(tail.position, contexts=frozenset({keys.STREAM}))
-        try:
-            async for page in subscription:
-                for recorded in page:
-                    if isinstance(recorded.event, keys.Revoked):
-                        self.authenticator.revoke(recorded.id)
-                        self.live.streams.revoke(f"key:{recorded.id}")
-        finally:
-            subscription.close()
+    async def watch_credentials(self) -> None:
+        """Serves until cancelled."""
+        await credentials.watch(self.process.tail, self.authenticator, self.live.streams)
 
 
 class _EveryMethod(dict[Any, Any]):

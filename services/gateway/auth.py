@@ -121,6 +121,17 @@ class Authenticator:
         self._revoked.add(token_sha256)
         self._known.pop(token_sha256, None)
 
+    def forget_owner(self, tenant: str, owner: str, kind: Kind | None = None) -> list[str]:
+        """Looks the credentials of a user up again from here on; answers those that were known."""
+        known = {
+            mark: principal
+            for mark, (principal, _) in self._known.items()
+            if (principal.tenant, principal.owner) == (tenant, owner) and kind in (None, principal.kind)
+        }
+        for mark in known:
+            del self._known[mark]
+        return [principal.credential for principal in known.values()]
+
     async def device(self, token: bytes) -> Principal | None:
         """The device that a token names beside a user's own credential."""
         principal = await self._bearer(b"Bearer " + token)

@@ -204,6 +204,8 @@ async def register(call: Call) -> Any:
             body.name, body.device_type, body.client_version, body.os_info, auth.digest(_token(call, id, 1))
         )
         done = await call.execute([Wish(devices, id, command, fresh=True)])
+    # The token opens something once the read model knows it.
+    await call.api.reads.reached(done.position, call.api.process.settings.gateway.read_wait_s)
     first = done.events[0]
     assert isinstance(first.event, devices.Registered)
     made = Device(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from services.gateway.changes_live import ChangeFeed
+from services.gateway.consistency import Reads
 from services.gateway.feeds_live import EventFeed
 from services.gateway.jobs_live import JobFeed
 from services.gateway.streams import Streams
@@ -14,11 +16,12 @@ from services.main import Process
 class Feeds:
     """The streams of a gateway, and what feeds them."""
 
-    def __init__(self, process: Process, is_revoked: Callable[[str], bool]) -> None:
+    def __init__(self, process: Process, reads: Reads, is_revoked: Callable[[str], bool]) -> None:
         settings = process.settings.gateway
         self.streams = Streams(process.stopping, is_revoked, settings.heartbeat_s)
         self.jobs = JobFeed(process.db, process.store, process.tail, process.epoch, settings.live_poll_s)
         self.events = EventFeed(process.store, process.tail, process.epoch)
+        self.changes = ChangeFeed(process.db, process.tail, reads)
 
     async def run(self) -> None:
         """Serves until cancelled."""
@@ -26,3 +29,4 @@ class Feeds:
             group.create_task(self.streams.run())
             group.create_task(self.jobs.run())
             group.create_task(self.events.run())
+            group.create_task(self.changes.run())

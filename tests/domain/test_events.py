@@ -17,8 +17,20 @@ from msgspec import Raw, Struct
 from domain import errors, events, jobs, messages
 
 TOPICS = {
+    "accounts.created",
+    "accounts.deleted",
+    "accounts.disabled",
+    "accounts.enabled",
+    "accounts.password_changed",
+    "accounts.role_changed",
+    "accounts.session_ended",
     "answers.given",
     "collections.observed",
+    "devices.changed",
+    "devices.deleted",
+    "devices.registered",
+    "devices.stale",
+    "devices.token_regenerated",
     "integrations.changed",
     "integrations.created",
     "integrations.deleted",
@@ -55,6 +67,7 @@ TOPICS = {
     "tenants.added",
 }
 ALIASES = {
+    "devices.stale": "device.stale",
     "integrations.overdue": "sync.overdue",
     "jobs.held": "sync.held",
     "jobs.completed": "sync.completed",

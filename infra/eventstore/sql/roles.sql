@@ -30,4 +30,5 @@ grant select, insert, update, delete on undrift.leases, undrift.tracking, undrif
     undrift.job_logs, undrift.file_records, undrift_keys.subjects to undrift_app;
 grant select, insert, update, delete on undrift.remotes, undrift.remote_uses to undrift_app;
 grant select, insert, delete on undrift_keys.secrets to undrift_app;
-grant select, insert, update, delete on undrift.stored, undrift.device_state to undrift_app;
+grant select, insert, update, delete on undrift.stored, undrift.device_state, undrift.sessions,
+    undrift_keys.passwords to undrift_app;
