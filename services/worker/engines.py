@@ -147,21 +147,7 @@ _STAGES = {"scan": "scanning", "compare": "planning", "copy": "copying", "finish
 
 
 def _sync_files(told: child.Task, parent: child.Parent) -> child.Done:
-    spec = msgspec.json.decode(told.spec, type=plan.Spec)
-    result = files.run(spec, _files_context(told, parent))
-    counters = jobs.Counters(
-        result.processed, result.created, result.updated, result.deleted, result.error_count, result.bytes
-    )
-    return child.Done(_bounded(result), counters, result.stopped)
-
-
-def _bounded(result: plan.Result) -> bytes:
-    """An event is at most 256 KiB: the errors' texts are cut to what fits, their number stays."""
-    encoded = msgspec.json.encode(result)
-    while len(encoded) > _RESULT_BYTES:
-        result = replace(result, errors=result.errors[: len(result.errors) // 2])
-        encoded = msgspec.json.encode(result)
-    return encoded
+    return files.sync(msgspec.json.decode(told.spec, type=plan.Spec), _files_context(told, parent))
 
 
 def _plan_files(told: child.Task, parent: child.Parent) -> child.Done:
@@ -174,8 +160,6 @@ def _collect(told: child.Task, parent: child.Parent) -> child.Done:
     assert told.collect is not None
     return collector.run(told, parent, sources.SOURCES[told.collect.kind])
 
-
-_RESULT_BYTES = 128 * 1024
 
 CALLS: Mapping[str, Callable[[child.Task, child.Parent], child.Done]] = {
     "files": _sync_files,

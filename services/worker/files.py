@@ -24,13 +24,14 @@ from typing import NamedTuple, Self
 import msgspec
 from msgspec import Struct
 
-from domain import errors
+from domain import errors, jobs
 from domain.plans import files as plans
 from domain.plans.files import Counts, Result, Shown, Spec, Summary, show
 from domain.plans.files_planner import Planner, shown
 from infra import paths
+from services.worker import child, connectors
 from services.worker import files_record as records
-from services.worker.files_context import Board, Context, Progress, Pulse, Troubles
+from services.worker.files_context import Board, Context, Progress, Pulse, Troubles, bounded
 from services.worker.files_execute import Executor, Site
 from services.worker.files_finish import Finisher
 from services.worker.files_journal import DELETIONS, REPLACEMENTS, Journal, Journals, path_of
@@ -39,7 +40,7 @@ from services.worker.files_pair import Pair
 from services.worker.files_processes import Second
 from services.worker.files_trash import Trash
 
-__all__ = ["Context", "Progress", "plan", "run"]
+__all__ = ["Context", "Progress", "plan", "run", "sync"]
 
 _SHOWN = 100
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -53,15 +54,22 @@ def run(spec: Spec, context: Context) -> Result:
     of that target runs), SyncFailed (no source, for one), Held (a guard; `plan` and the counts in its details),
     PlanChanged, StorageFull.
     """
-    with _Job(spec, context) as job:
-        return job.run()
+    job = _Job(spec, context)
+    connectors.drive(job, job.stopped)
+    return job.outcome
+
+
+def sync(spec: Spec, context: Context) -> child.Done:
+    """As `run`, for whom a worker's child answers."""
+    job = _Job(spec, context)
+    return connectors.drive(job, job.stopped)
 
 
 def plan(spec: Spec, context: Context) -> Summary:
     """What `run` would do, and the hash of that plan; changes nothing. Raises what `run` raises before it changes
     anything, except Held, and TimedOut when a stop was asked for."""
     with _Job(spec, context) as job:
-        return job.plan()
+        return job.foresee()
 
 
 class _Planned(NamedTuple):
@@ -88,12 +96,17 @@ _done = msgspec.msgpack.Decoder(_Done).decode
 
 
 class _Job:
+    """The connector of this kind; what it does is remembered beside the record and needs no cursor."""
+
     def __init__(self, spec: Spec, context: Context) -> None:
         self._spec, self._context = spec, context
         self._scope = spec.scope()
         self._roots = paths.Roots(context.roots)
         self._troubles = Troubles()
         self._stack = ExitStack()
+        self._made: _Planned | None = None
+        self._fatal = 0
+        self.outcome: Result
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -119,10 +132,10 @@ class _Job:
 
     # The two ways through.
 
-    def plan(self) -> Summary:
+    def foresee(self) -> Summary:
         self._observe(self._context.work / "record")
-        made = None if self._stopped() else self._make_plan()
-        if made is None or self._stopped():
+        made = None if self.stopped() else self._make_plan()
+        if made is None or self.stopped():
             raise errors.TimedOut("The plan was not made in time")
         counts = made.counts
         return Summary(
@@ -138,26 +151,48 @@ class _Job:
             errors=tuple(self._observer.errors[: plans.MAX_ERRORS]),
         )
 
-    def run(self) -> Result:
+    def observe(self) -> Iterator[Observer]:
+        """One page: the two folders as they are."""
         self._pair.lock()
         self._observe(self._context.record)
-        made = None if self._stopped() else self._make_plan()
-        if made is None or self._stopped():
-            return self._result("")
-        self._confirm(made)
+        yield self._observer
+
+    def plan(self, page: Observer) -> _Planned:
+        made = self._make_plan()
+        if not self.stopped():
+            self._confirm(made)
+        return made
+
+    def apply(self, actions: _Planned) -> None:
+        if self.stopped():
+            return
+        self._made = made = actions
         self._recall()
         self._board.add("processed", made.counts.same + made.counts.skipped)
         self._board.add("skipped", made.counts.skipped)
-        fatal = self._carry_out(made) if made.counts.actions or self._observer.target.leftovers else 0
+        if made.counts.actions or self._observer.target.leftovers:
+            self._fatal = self._carry_out(made)
+
+    def checkpoint(self, page: Observer) -> None:
+        """What became of the target is remembered, also where the work could not go on."""
+        made = self._made
+        if made is None:
+            return
         if not made.current or made.counts.actions:
             self._write_record(made)
-        if fatal:
-            raise errors.StorageFull() if fatal in _FULL else errors.SyncFailed(os.strerror(fatal))
-        if not self._stopped():
-            self._observer.forget()
-        return self._result(made.hash)
+        if self._fatal:
+            raise errors.StorageFull() if self._fatal in _FULL else errors.SyncFailed(os.strerror(self._fatal))
+        if not self.stopped():
+            page.forget()
 
-    def _stopped(self) -> bool:
+    def result(self) -> child.Done:
+        self.outcome = found = self._result("" if self._made is None else self._made.hash)
+        counters = jobs.Counters(
+            found.processed, found.created, found.updated, found.deleted, found.error_count, found.bytes
+        )
+        return child.Done(bounded(found), counters, found.stopped)
+
+    def stopped(self) -> bool:
         return self._board.stopped
 
     # Observing and planning.
@@ -176,7 +211,7 @@ class _Job:
         self._board.add("errors", observer.error_count)
         if observer.error_count and self._spec.delete_missing_in_target:
             context.log("warn", "Not everything could be read, so nothing will be deleted")
-        if self._stopped():
+        if self.stopped():
             return
         observer.remember(None if folded is None else Path(folded))
         if self._spec.by_content:

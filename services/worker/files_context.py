@@ -12,15 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
-from domain.plans.files import MAX_ERRORS, Guards, show
+from domain.plans.files import MAX_ERRORS, Guards, Result, show
 
 FIELDS: Final = ("processed", "created", "updated", "deleted", "errors", "bytes", "conflicts", "skipped", "compared")
 _STOP, _QUEUE, _BASE = 0, 1, 8
 _CELLS = {name: _BASE + index for index, name in enumerate(FIELDS)}
 _POLL_S = 0.02
 _EMIT_S = 0.05
+_RESULT_BYTES = 128 * 1024
 
 
 class Progress(Struct, frozen=True):
@@ -177,3 +180,12 @@ class Pulse:
                 total("bytes"),
             )
         )
+
+
+def bounded(result: Result) -> bytes:
+    """An event is at most 256 KiB: the errors' texts are cut to what fits, their number stays."""
+    encoded = msgspec.json.encode(result)
+    while len(encoded) > _RESULT_BYTES:
+        result = replace(result, errors=result.errors[: len(result.errors) // 2])
+        encoded = msgspec.json.encode(result)
+    return encoded
