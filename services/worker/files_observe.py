@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
+from msgspec import Struct
 
 from domain import errors
 from domain.plans.files import Contents, Step, steps
@@ -26,8 +27,25 @@ from services.worker.files_pair import Pair
 from services.worker.files_processes import Second
 from services.worker.files_scan import Scan, Scanned
 
+
+class _Told(Struct):
+    """What the second process saw: of the target, and of the source, and where the parts of the latter end."""
+
+    target: Scanned
+    source: Scanned
+    ends: list[int]
+
+
+@contextmanager
+def _readable(which: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise errors.SyncFailed(f"{which} directory cannot be read: {error.strerror}") from None
+
+
 _encode = msgspec.msgpack.Encoder().encode
-_scanned = msgspec.msgpack.Decoder(Scanned).decode
+_told = msgspec.msgpack.Decoder(_Told).decode
 _BUFFER = 1 << 17
 
 
@@ -45,30 +63,69 @@ class Observer:
             one.close()
 
     def scan(self) -> None:
-        """Raises errors.SyncFailed when a root cannot be read, Invalid when one lies in the other after all."""
-        pair = self._pair
-        if pair.target is None:
-            self._new("target").close()
-            self.source = self._tree(pair.source, source=True, avoid=pair.target_identity, beat=self._pulse.beat)
-        else:
-            ours, theirs = paths.identity(pair.source), pair.target_identity
-            target = pair.target
-            second = Second(
-                lambda: _encode(self._tree(target, source=False, avoid=ours, beat=lambda: self._board.stopped))
-            )
+        """Raises errors.SyncFailed when a root cannot be read, Invalid when one lies in the other after all.
+
+        One process scans the source from its first folder on; the other one the target, and then what is left of the
+        source, from its last folder on.
+        """
+        pair, board = self._pair, self._board
+        board.rewind()
+        with self._new("source") as out:
+            ours = self._tree(pair.source, out, source=True, beat=self._pulse.beat)
+            with _readable("Source"):
+                tops = ours.top()
+            second = Second(lambda: _encode(self._other(tops)))
             with ExitStack() as stack:
                 stack.callback(second.kill)
-                self.source = self._tree(pair.source, source=True, avoid=theirs, beat=self._pulse.beat)
-                self.target = _scanned(second.answer(self._pulse.beat))
+                with _readable("Source"):
+                    while (index := self._take(len(tops), 0)) is not None and ours.tree(tops[index]):
+                        pass
+                self.source = ours.end()
+                told: _Told = _told(second.answer(self._pulse.beat))
+            self.target = told.target
+            self.source.add(told.source)
+            self._append(out, told.ends)
         self.source_listing, self.target_listing = self._listing("source"), self._listing("target")
 
-    def _tree(self, root: int, *, source: bool, avoid: tuple[int, int] | None, beat: Callable[[], bool]) -> Scanned:
-        with self._new("source" if source else "target") as out:
-            try:
-                return Scan(root, out, self._scope, source=source, avoid=avoid, beat=beat).run()
-            except OSError as error:
-                which = "Source" if source else "Target"
-                raise errors.SyncFailed(f"{which} directory cannot be read: {error.strerror}") from None
+    def _other(self, tops: list[bytes]) -> _Told:
+        def beat() -> bool:
+            return self._board.stopped
+
+        told = _Told(Scanned(), Scanned(), [])
+        with self._new("target") as out:
+            if self._pair.target is not None:
+                with _readable("Target"):
+                    told.target = self._tree(self._pair.target, out, source=False, beat=beat).run()
+        with self._new("source-rest") as out, _readable("Source"):
+            ours = self._tree(self._pair.source, out, source=True, beat=beat)
+            while (index := self._take(len(tops), 1)) is not None and ours.tree(tops[index]):
+                told.ends.append(out.tell())
+            told.source = ours.end()
+        return told
+
+    def _take(self, count: int, side: int) -> int | None:
+        """The next of the source's folders from one of its ends."""
+        with self._board.queue() as heads:
+            if heads[0] + heads[1] >= count:
+                return None
+            heads[side] += 1
+            return count - int(heads[1]) if side else int(heads[0]) - 1
+
+    def _append(self, out: BinaryIO, ends: list[int]) -> None:
+        """What the other process scanned, the last folder first."""
+        rest = self._context.work / "source-rest"
+        with rest.open("rb") as file:
+            for start, end in zip(reversed([0, *ends][:-1]), reversed(ends), strict=True):
+                file.seek(start)
+                while start < end:
+                    part = file.read(min(_BUFFER, end - start))
+                    start += len(part)
+                    out.write(part)
+        rest.unlink()
+
+    def _tree(self, root: int, out: BinaryIO, *, source: bool, beat: Callable[[], bool]) -> Scan:
+        avoid = self._pair.target_identity if source else paths.identity(self._pair.source)
+        return Scan(root, out, self._scope, source=source, avoid=avoid, beat=beat)
 
     def _new(self, name: str) -> BinaryIO:
         return (self._context.work / name).open("wb", buffering=_BUFFER)

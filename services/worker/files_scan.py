@@ -36,6 +36,14 @@ class Scanned(Struct):
     notes: list[str] = []
     leftovers: list[bytes] = []
 
+    def add(self, other: Scanned) -> None:
+        """What another process saw of the same tree."""
+        self.files += other.files
+        self.error_count += other.error_count
+        self.errors += other.errors
+        self.notes += other.notes
+        self.leftovers += other.leftovers
+
 
 class Scan:
     """Writes the frames of one tree. `avoid` is the identity of the other root, which must not turn up inside.
@@ -59,27 +67,43 @@ class Scan:
         self._stats = Stats()
         self._troubles = Troubles()
         self._owner = (os.geteuid(), os.getegid())
+        self._count = 0
         self.seen = Scanned()
 
     def run(self) -> Scanned:
         """All of the tree, or what was scanned when a stop was asked for."""
-        waiting, count = [b""], 0
-        while waiting:
-            path = waiting.pop()
-            try:
-                folder = self._trail.enter(path)
-                names = os.listdir(folder)
-            except OSError as error:
-                self._unreadable(path, error)
-            else:
-                inner = self._folder(path, folder, names)
-                waiting.extend(reversed(inner))
-            count += 1
-            if count % _FOLDERS_PER_BEAT == 0 and self._beat():
+        for path in self.top():
+            if not self.tree(path):
                 break
+        return self.end()
+
+    def top(self) -> list[bytes]:
+        """Scans the root itself; returns the paths of the folders in it. Raises OSError."""
+        return self._one(b"")
+
+    def tree(self, path: bytes) -> bool:
+        """Scans a folder and all that is in it; False when a stop was asked for."""
+        waiting = [path]
+        while waiting:
+            waiting.extend(reversed(self._one(waiting.pop())))
+            self._count += 1
+            if self._count % _FOLDERS_PER_BEAT == 0 and self._beat():
+                return False
+        return True
+
+    def end(self) -> Scanned:
         self._trail.close()
         self.seen.errors, self.seen.error_count = self._troubles.texts, self._troubles.count
         return self.seen
+
+    def _one(self, path: bytes) -> list[bytes]:
+        try:
+            folder = self._trail.enter(path)
+            names = os.listdir(folder)
+        except OSError as error:
+            self._unreadable(path, error)
+            return []
+        return self._folder(path, folder, names)
 
     def _unreadable(self, path: bytes, error: OSError) -> None:
         if not path:
