@@ -199,7 +199,8 @@ class Shown(Struct, frozen=True):
 
 
 class Summary(Struct, frozen=True, kw_only=True):
-    """A plan as it is answered; `actions` are the first of `action_count`, `held` is why a guard would hold it."""
+    """A plan as it is answered; `actions` are the first of `action_count`, `truncated` where there are more, `held` is
+    why a guard would hold it."""
 
     plan_hash: str
     action_count: int
@@ -209,6 +210,7 @@ class Summary(Struct, frozen=True, kw_only=True):
     conflicts: int
     bytes: int
     actions: tuple[Shown, ...]
+    truncated: bool = False
     held: str | None = None
     errors: tuple[str, ...] = ()
 

@@ -265,6 +265,7 @@ class Planner:
             return None
         level.touched = True
         if wanted.kind == "dir":
+            self.counts.updated += 1
             conflict = self._conflict(found, then)
             level.pending[wanted.name] = Action(
                 "mkdir", SELF, "kind", "dir", 0, wanted.mtime_ns, wanted.mode, conflict=conflict, was=was

@@ -55,8 +55,8 @@ class Action(Struct, rename="camel"):
 
 
 class Plan(Struct, rename="camel"):
-    """What would be done; `planHash` as `If-Match` applies exactly this. `actions` are the first of `actionCount`;
-    `held` says why a guard would hold it; `errors` what could not be read."""
+    """What would be done; `planHash` as `If-Match` applies exactly this. `actions` are the first of `actionCount`,
+    `truncated` where there are more; `held` says why a guard would hold it; `errors` what could not be read."""
 
     plan_hash: str
     action_count: int
@@ -66,6 +66,7 @@ class Plan(Struct, rename="camel"):
     conflicts: int
     bytes: int
     actions: list[Action]
+    truncated: bool
     held: str | None
     errors: list[str]
 

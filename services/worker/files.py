@@ -34,7 +34,7 @@ from services.worker import files_record as records
 from services.worker.files_context import Board, Context, Progress, Pulse, Troubles, bounded
 from services.worker.files_execute import Executor, Site
 from services.worker.files_finish import Finisher
-from services.worker.files_journal import DELETIONS, REPLACEMENTS, Journal, Journals, path_of
+from services.worker.files_journal import DELETIONS, REPLACEMENTS, SWAPS, Journal, Journals, path_of
 from services.worker.files_observe import Observer
 from services.worker.files_pair import Pair
 from services.worker.files_processes import Second
@@ -81,6 +81,7 @@ class _Planned(NamedTuple):
     current: bool
     moved: bool
     first: tuple[Shown, ...]
+    told: int
 
 
 class _Done(Struct):
@@ -140,13 +141,14 @@ class _Job:
         counts = made.counts
         return Summary(
             plan_hash=made.hash,
-            action_count=counts.actions,
+            action_count=made.told,
             created=counts.created,
             updated=counts.updated,
             deleted=counts.deleted,
             conflicts=counts.conflicts,
             bytes=counts.bytes,
             actions=made.first,
+            truncated=made.told > len(made.first),
             held=made.held,
             errors=tuple(self._observer.errors[: plans.MAX_ERRORS]),
         )
@@ -233,16 +235,18 @@ class _Job:
         )
         digest = plans.Digest(spec)
         first: list[Shown] = []
+        told = 0
         with self._plan_path.open("wb", buffering=1 << 20) as out:
             out.write(digest.header)
             for group in planner.groups(observer.steps()):
                 out.write(digest.group(group))
+                told += sum(action.op != "settle" for action in group.actions)
                 if len(first) < _SHOWN:
                     first += [Shown(a.op, show(path) or ".", a.reason, a.conflict) for path, a in shown(group)]
                 if self._pulse.beat():
                     break
         held = plans.holds(spec, self._context.guards, planner.counts, self._pair.device, head.last)
-        return _Planned(planner.counts, digest.hexdigest(), held, planner.current, moved, tuple(first[:_SHOWN]))
+        return _Planned(planner.counts, digest.hexdigest(), held, planner.current, moved, tuple(first[:_SHOWN]), told)
 
     @property
     def _plan_path(self) -> Path:
@@ -334,7 +338,7 @@ class _Job:
 
     def _copy(self, site: Site, journal: Callable[[int], Journal]) -> int:
         def work_off(number: int, beat: Callable[[], bool]) -> _Done:
-            executor = Executor(site, journal(number), beat)
+            executor = Executor(site, journal(number), journal(SWAPS[number]), beat)
             executor.run()
             fatal = executor.fatal.errno if executor.fatal is not None else 0
             return _Done(executor.troubles.texts, executor.troubles.count, fatal or 0)

@@ -131,8 +131,9 @@ class Syncer:
 class Finalizer:
     """Puts a batch that was written in its place."""
 
-    def __init__(self, journal: Journal, trash: Trash, board: Board, troubles: Troubles) -> None:
-        self._journal, self._trash, self._board, self._troubles = journal, trash, board, troubles
+    def __init__(self, journal: Journal, swaps: Journal, trash: Trash, board: Board, troubles: Troubles) -> None:
+        self._journal, self._swaps = journal, swaps
+        self._trash, self._board, self._troubles = trash, board, troubles
 
     def finalize(self, batch: Batch, failed: OSError | None) -> None:
         """`failed` is why syncfs could not vouch for the batch; then each file is asked. What is on disk leaves the
@@ -210,9 +211,7 @@ class Finalizer:
         action = stage.action
         try:
             if action.was is not None:
-                if action.conflict:
-                    self._save(stage.parent, stage.name, stage.path)
-                exchange(stage.temporary, stage.name, stage.parent)
+                self.swap(stage)
             else:
                 rename_new(stage.temporary, stage.name, stage.parent)
         except OSError as error:
@@ -230,6 +229,23 @@ class Finalizer:
         self._board.add("created", len(stage.rows))
         self._board.add("processed", len(stage.rows))
         return [put.changed_ns for _, put in stage.rows]
+
+    def swap(self, stage: Stage) -> None:
+        """Puts a folder in the place of a file or link, and notes that apart: it is not in the order of what is copied.
+        Raises OSError."""
+        action = stage.action
+        put = Put(stage.name, "update", "dir", 0, action.mtime_ns, action.mode, b"", 0, 0, conflict=action.conflict)
+        self._swaps.intent([(stage.path.rpartition(b"/")[0], put)])
+        time = FAILED
+        try:
+            if action.conflict:
+                self._save(stage.parent, stage.name, stage.path)
+            exchange(stage.temporary, stage.name, stage.parent)
+            time = put.changed_ns
+        finally:
+            self._swaps.done([time])
+        self._board.add("updated")
+        self._board.add("processed")
 
     def _item(self, item: Item) -> int:
         """Puts it in its place; returns its change time there."""

@@ -18,7 +18,7 @@ from domain.plans.files import COPIES, Action, Buffer, Frame, Group, decode, fra
 from domain.plans.patterns import TEMPORARY
 from infra import paths
 from services.worker import files_copy as copying
-from services.worker.files_batch import Batch, Finalizer, Item, Stage, Syncer, exchange
+from services.worker.files_batch import Batch, Finalizer, Item, Stage, Syncer
 from services.worker.files_context import Board, Troubles
 from services.worker.files_journal import Journal, Put
 from services.worker.files_trash import Trash
@@ -102,14 +102,14 @@ class Queue:
 class Executor:
     """One process's part."""
 
-    def __init__(self, site: Site, journal: Journal, beat: Callable[[], bool]) -> None:
+    def __init__(self, site: Site, journal: Journal, swaps: Journal, beat: Callable[[], bool]) -> None:
         self._site, self._beat = site, beat
         self._ours, self._theirs = paths.Trail(site.source), paths.Trail(site.target)
         self.troubles = Troubles()
         self.fatal: OSError | None = None
         self._syncer = Syncer(site.target)
-        self._journal = journal
-        self._finalizer = Finalizer(journal, site.trash, site.board, self.troubles)
+        self._journals = (journal, swaps)
+        self._finalizer = Finalizer(journal, swaps, site.trash, site.board, self.troubles)
         self._batch = Batch()
         self._flying: Batch | None = None
         self._stage: Stage | None = None
@@ -145,7 +145,8 @@ class Executor:
             self._syncer.close()
             self._ours.close()
             self._theirs.close()
-            self._journal.close()
+            for journal in self._journals:
+                journal.close()
             for descriptor in self._batch.folders.values():
                 os.close(descriptor)
 
@@ -203,12 +204,9 @@ class Executor:
             if action.was is None:
                 os.mkdir(name, action.mode | 0o700, dir_fd=folder)
                 return
-            if action.conflict:
-                self._site.trash.save(folder, name, path)
-                self._site.board.add("conflicts")
             temporary = self._temporary()
             os.mkdir(temporary, action.mode | 0o700, dir_fd=folder)
-            exchange(temporary, name, folder)
+            self._finalizer.swap(Stage(path, folder, temporary, action))
         except FileExistsError:
             pass  # a run before this one made it
         except OSError as error:

@@ -25,7 +25,7 @@ class Finisher:
         self._site, self._troubles, self._beat = site, troubles, beat
         self._deletions = deletions
         self._trail = paths.Trail(site.target)
-        self._executor = Executor(site, replacements, beat)
+        self._executor = Executor(site, replacements, replacements, beat)
 
     def clean(self, leftovers: list[bytes]) -> None:
         """Removes what a run that was killed left under temporary names."""

@@ -16,8 +16,11 @@ from msgspec import Struct
 
 from domain.plans.files import Entry, Kind, key
 
-COPIES, DELETIONS, REPLACEMENTS = (0, 1), 2, 3
-"""The journals of a run: one of each copying process, and those of what is done in the end."""
+COPIES, DELETIONS, REPLACEMENTS, SWAPS = (0, 1), 2, 3, (4, 5)
+"""The journals of a run: one of each copying process, those of what is done in the end, and of each copying process
+the folders that it put in the place of files."""
+
+_UNORDERED = tuple(f"-{number}" for number in (REPLACEMENTS, *SWAPS))
 
 FAILED = -1
 """Instead of a change time: it could not be put in its place."""
@@ -48,6 +51,8 @@ class Put(Struct, array_like=True):
         """Whether an entry of the target is what this put there."""
         if self.op == "attributes" and self.mode != found.mode:
             return False
+        if self.kind == "dir":
+            return found.kind == "dir"  # a file was there
         ours = (self.kind, self.inode, self.size, self.mtime_ns)
         return ours == (found.kind, found.inode, found.size, found.mtime_ns)
 
@@ -176,8 +181,8 @@ class Journals:
         streams = []
         for path in self._paths:
             rows = _rows(path)
-            # Replaced folders are noted after what lay in them; there are few.
-            streams.append(iter(sorted(rows, key=_order)) if path.name.endswith(f"-{REPLACEMENTS}") else rows)
+            # Replaced folders are noted after what lay in them, and such as replace with that; there are few.
+            streams.append(iter(sorted(rows, key=_order)) if path.name.endswith(_UNORDERED) else rows)
         self._stream = heapq.merge(*streams, key=_order)
         self._head = next(self._stream, None)
 

@@ -184,6 +184,8 @@ def _fold_folder(
         elif put.op != "delete" and put.is_at(there):
             entries[name] = there
             carried.count(put)
+            if there.kind == "dir":
+                continue
             ours, theirs = divmod(put.source_changed_ns, _NS), divmod(there.changed_ns, _NS)
             copied.equal.append((name, put.source_inode, *ours, there.inode, *theirs))
     write(listing.frame(step.path, [entries[name] for name in sorted(entries)]))

@@ -227,9 +227,11 @@ def test_a_plan_writes_nothing_and_is_applied_as_it_was(system: System) -> None:
         "conflicts",
         "bytes",
         "actions",
+        "truncated",
         "held",
         "errors",
     }
+    assert (plan["actionCount"], plan["truncated"]) == (len(plan["actions"]), False)
     assert (plan["created"], plan["deleted"], plan["bytes"], plan["errors"]) == (1, 1, 3, [])
     shown = {(one["action"], one["path"]) for one in plan["actions"]}
     assert shown >= {("create", "a"), ("delete", "c")}

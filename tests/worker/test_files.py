@@ -212,6 +212,36 @@ def test_kinds_change_into_each_other(world: World) -> None:
     assert world.mirror().changes_applied == 0
 
 
+@pytest.mark.parametrize("inside", [(), ("in/side",), ("a", "b", "in/side")])
+def test_a_file_that_becomes_a_folder_is_a_change_and_may_be_a_conflict(world: World, inside: tuple[str, ...]) -> None:
+    world.write("thing")
+    world.write("stays")
+    world.mirror()
+    (world.source / "thing").unlink()
+    (world.source / "thing").mkdir()
+    for name in inside:
+        world.write(f"thing/{name}")
+    world.write("thing", "edited", where=world.target)
+    planned = world.plan()
+    result = world.run()
+    world.assert_same()
+    for one in (planned, result):
+        assert (one.created, one.updated, one.conflicts) == (len(inside), 1, 1)
+    assert result.changes_applied == len(inside) + 1
+    again = world.run()
+    assert (again.changes_applied, again.conflicts) == (0, 0)
+
+
+def test_a_plan_says_whether_all_of_it_is_listed(world: World) -> None:
+    for number in range(100):
+        world.write(f"folder/{number:03}")
+    assert (world.plan().action_count, world.plan().truncated) == (102, True)
+    for number in range(2):
+        (world.source / "folder" / f"{number:03}").unlink()
+    plan = world.plan()
+    assert (plan.action_count, len(plan.actions), plan.truncated) == (100, 100, False)
+
+
 def test_what_is_no_file_is_skipped_and_told(world: World) -> None:
     os.mkfifo(world.source / "fifo")
     world.write("file")
@@ -605,7 +635,7 @@ def test_a_folder_without_write_permission_is_still_brought_up_to_date(world: Wo
 def test_a_plan_applies_only_as_long_as_it_holds(world: World) -> None:
     world.write("file")
     made = world.plan()
-    assert (made.created, made.action_count, made.held) == (1, 3, None)
+    assert (made.created, made.action_count, made.held) == (1, 2, None)
     assert [(one.action, one.path) for one in made.actions] == [("mkdir", "."), ("create", "file")]
     assert not world.target.exists()
     world.write("more")
