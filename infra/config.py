@@ -105,7 +105,7 @@ class EventStore(Struct, forbid_unknown_fields=True):
 class Relay(Struct, forbid_unknown_fields=True):
     batch_messages: Annotated[int, Meta(ge=1, le=1000)] = 1000
     batch_bytes: Positive = 8 * 1024 * 1024
-    pace_s: Annotated[float, Meta(ge=0)] = 0.004
+    pace_s: Annotated[float, Meta(ge=0)] = 0.008
     check_s: Seconds = 10.0
     publish_timeout_s: Seconds = 5.0
     poll_s: Seconds = 1.0
@@ -124,11 +124,14 @@ class Tail(Struct, forbid_unknown_fields=True):
 
 
 class Projector(Struct, forbid_unknown_fields=True):
+    """Transactions that follow one another are at least `pace_s` apart, and wait `gather_s` for what is on its way."""
+
     page: Positive = 1000
+    pace_s: Annotated[float, Meta(ge=0)] = 0.005
+    gather_s: Annotated[float, Meta(ge=0)] = 0.002
     retry_s: Seconds = 0.5
 
 
-    pace_s: Annotated[float, Meta(ge=0)] = 0.005
 class Jobs(Struct, forbid_unknown_fields=True):
     """`wait_s` is how long a request of family 3 waits for its job before it is answered 202."""
 

@@ -217,7 +217,7 @@ class Projector:
 
     async def _follow(self) -> None:
         subscription = self._tail.subscribe(self.position)
-        pace = Pace(self._settings.pace_s)
+        pace = Pace(self._settings.pace_s, self._settings.gather_s)
         size = self._settings.page
         try:
             async for events in subscription:
