@@ -278,6 +278,11 @@ def _place(ticket: Ticket) -> tuple[str, str]:
     return f"work/{ticket.lane}", f"{ticket.job}|{next(iter(_exclusive(ticket)), '')}"
 
 
+def _rest(ticket: Ticket) -> tuple[str, str]:
+    """The claim of a job that waits for its next attempt: open work, which no worker takes."""
+    return "work/rests", _place(ticket)[1]
+
+
 def claims(event: Event) -> Iterable[messages.Claim]:
     match event:
         case Queued():
@@ -286,6 +291,7 @@ def claims(event: Event) -> Iterable[messages.Claim]:
             for name in _exclusive(event.ticket):
                 yield messages.take(RUNNING, name)
         case Resumed():
+            yield messages.release(*_rest(event.ticket))
             yield messages.take(*_place(event.ticket))
             if event.running:
                 for name in _exclusive(event.ticket):
@@ -294,6 +300,10 @@ def claims(event: Event) -> Iterable[messages.Claim]:
             yield messages.release(*_place(event.ticket))
             for name in _exclusive(event.ticket):
                 yield messages.release(RUNNING, name)
+            if isinstance(event, Paused) and event.until is not None:
+                yield messages.take(*_rest(event.ticket))
+            elif isinstance(event, Stopped):
+                yield messages.release(*_rest(event.ticket))
         case Progressed() | Checkpointed() | StopRequested() | Deleted():
             return
         case _:
@@ -414,7 +424,7 @@ def decide(command: Command, state: Job) -> Sequence[Event]:
         case Resume():
             return _resume(command, state, ticket)
         case Delete():
-            if state.status in OPEN:
+            if state.status in OPEN or state.until is not None:
                 raise errors.InvalidState(f"A {state.status} job cannot be deleted; stop it first")
             return [Deleted(logs=command.logs)]
         case _:

@@ -105,7 +105,7 @@ class EventStore(Struct, forbid_unknown_fields=True):
 class Relay(Struct, forbid_unknown_fields=True):
     batch_messages: Annotated[int, Meta(ge=1, le=1000)] = 1000
     batch_bytes: Positive = 8 * 1024 * 1024
-    pace_s: Annotated[float, Meta(ge=0)] = 0.008
+    pace_s: Annotated[float, Meta(ge=0)] = 0.004
     check_s: Seconds = 10.0
     publish_timeout_s: Seconds = 5.0
     poll_s: Seconds = 1.0
@@ -124,14 +124,11 @@ class Tail(Struct, forbid_unknown_fields=True):
 
 
 class Projector(Struct, forbid_unknown_fields=True):
-    """Transactions that follow one another are at least `pace_s` apart, and wait `gather_s` for what is on its way."""
-
     page: Positive = 1000
-    pace_s: Annotated[float, Meta(ge=0)] = 0.005
-    gather_s: Annotated[float, Meta(ge=0)] = 0.002
     retry_s: Seconds = 0.5
 
 
+    pace_s: Annotated[float, Meta(ge=0)] = 0.005
 class Jobs(Struct, forbid_unknown_fields=True):
     """`wait_s` is how long a request of family 3 waits for its job before it is answered 202."""
 
@@ -147,6 +144,20 @@ class Jobs(Struct, forbid_unknown_fields=True):
 
 class Scheduler(Struct, forbid_unknown_fields=True):
     tick_s: Seconds = 1.0
+
+
+class Policies(Struct, forbid_unknown_fields=True):
+    """How jobs of integrations are tried, where an integration does not say otherwise: after `breaker_failures` in a
+    row (0: never) its scheduled runs wait. `concurrency` of them run at a time, by all workers together."""
+
+    attempts: Annotated[int, Meta(ge=1, le=100)] = 5
+    backoff_s: Annotated[float, Meta(ge=0, le=604_800)] = 2.0
+    backoff_max_s: Annotated[float, Meta(ge=0, le=604_800)] = 300.0
+    breaker_failures: Annotated[int, Meta(ge=0, le=100)] = 5
+    breaker_pause_s: Annotated[float, Meta(ge=0, le=604_800)] = 60.0
+    breaker_pause_max_s: Annotated[float, Meta(ge=0, le=604_800)] = 3600.0
+    timeout_s: Annotated[float, Meta(ge=0, le=604_800)] = 0.0
+    concurrency: Positive = 64
 
 
 class Files(Struct, forbid_unknown_fields=True):
@@ -196,13 +207,16 @@ class Up(Struct, forbid_unknown_fields=True):
 
 
 class IntegrationDeclared(Struct, forbid_unknown_fields=True):
-    """An integration declared in the file: `[[integrations]]` with `id`, `name`, `kind`, `sync_interval`, `config`."""
+    """An integration declared in the file: `[[integrations]]` with `id`, `name`, `kind`, `sync_interval`, `config`,
+    `schedule`, `policy`; the last three in the words of the API."""
 
     id: str
     name: str
     kind: str
     sync_interval: Positive | None = None
     config: dict[str, Any] = field(default_factory=dict)
+    schedule: dict[str, Any] | None = None
+    policy: dict[str, Any] | None = None
 
 
 class Settings(Struct, forbid_unknown_fields=True):
@@ -218,6 +232,7 @@ class Settings(Struct, forbid_unknown_fields=True):
     projector: Projector = field(default_factory=Projector)
     jobs: Jobs = field(default_factory=Jobs)
     scheduler: Scheduler = field(default_factory=Scheduler)
+    policies: Policies = field(default_factory=Policies)
     files: Files = field(default_factory=Files)
     collections: Collections = field(default_factory=Collections)
     up: Up = field(default_factory=Up)

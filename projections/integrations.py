@@ -6,24 +6,33 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from statistics import median
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from domain import integrations, jobs, messages
+from domain import integrations, jobs, messages, schedules
+from domain.policies import Policy
+from domain.schedules import Schedule, Timing
 from projections.table import Connection, Database, Key, Table
 
 NAME = "integrations"
-GENERATION = 1
+GENERATION = 2
 CONTEXTS = ("integrations", "jobs")
 SCHEMA = f"rm_{NAME}_{GENERATION}"
 _KEPT = 10
 #: How many full syncs that have not completed are known: those that failed may never be resumed.
 _REMEMBERED = 100
+_OF_JOBS = (
+    jobs.Queued | jobs.Started | jobs.Held | jobs.Paused | jobs.Resumed | jobs.Stopped | jobs.Completed | jobs.Failed
+)
 
 
 class Row(Struct, frozen=True):
-    """`recent_*` are the durations in ms of the last ten completed jobs of a type; `baseline_at` is the end of the
-    last completed full sync of the present configuration; `next_due` is when the schedule fires."""
+    """`schedule` and `policy` are JSON. `next_due` is the first due time that is not settled and `next_fires` when its
+    run begins, `full_*` of the full runs; `overdue` and `full_overdue` are what was last said to be overdue.
+
+    `failures` in a row, the last at `failed_at`. `recent_*` are the durations in ms of the last ten completed jobs of a
+    type; `baseline_at` is the end of the last completed full sync of the present configuration."""
 
     tenant: str
     id: str
@@ -35,18 +44,25 @@ class Row(Struct, frozen=True):
     interval: int | None = None
     active: bool = True
     declared: bool = False
+    schedule: str | None = None
+    policy: str | None = None
     last_sync: datetime | None = None
     next_due: datetime | None = None
+    next_fires: datetime | None = None
+    full_due: datetime | None = None
+    full_fires: datetime | None = None
+    overdue: datetime | None = None
+    full_overdue: datetime | None = None
     baseline_at: datetime | None = None
-    reconfigured: int = 0
     total: int = 0
     completed: int = 0
     failed: int = 0
+    failures: int = 0
+    failed_at: datetime | None = None
     duration_ms: int = 0
     recent_full: tuple[int, ...] = ()
     recent_incremental: tuple[int, ...] = ()
     recent_selective: tuple[int, ...] = ()
-    scheduled_open: str | None = None
     last_failed: bool = False
     full_open: tuple[str, ...] = ()
 
@@ -55,44 +71,150 @@ class Row(Struct, frozen=True):
         recent = _recent(self, type)
         return int(median(recent)) if recent else 0
 
+    @property
+    def plan(self) -> Schedule | None:
+        return None if self.schedule is None else msgspec.json.decode(self.schedule, type=Schedule)
 
-TABLE = Table("integrations", Row, ("tenant", "id"), ("(next_due) where active and next_due is not null",))
+    @property
+    def rules(self) -> Policy | None:
+        return None if self.policy is None else msgspec.json.decode(self.policy, type=Policy)
+
+    @property
+    def next_sync(self) -> datetime | None:
+        """When the next run begins, whichever it is."""
+        return min((one for one in (self.next_fires, self.full_fires) if one is not None), default=None)
+
+    def timing(self, entry: schedules.Entry) -> Timing | None:
+        return schedules.timing(f"{self.tenant}/{self.id}", self.plan, entry)
+
+    def due(self, entry: schedules.Entry) -> datetime | None:
+        return self.next_due if entry == "main" else self.full_due
+
+
+class Open(Struct, frozen=True):
+    """A job that is queued or runs, or rests until `retry_at`. Of a scheduled one `due` and when it will be overdue,
+    unless it has begun."""
+
+    tenant: str
+    job: str
+    integration: str
+    since: datetime
+    is_full: bool
+    scheduled: bool
+    entry: str = "main"
+    due: datetime | None = None
+    overdue_at: datetime | None = None
+    started: bool = False
+    retry_at: datetime | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is a scheduled run that has not begun, or rests between two attempts."""
+        return self.scheduled and (not self.started or self.retry_at is not None)
+
+
+INTEGRATIONS = Table(
+    "integrations",
+    Row,
+    ("tenant", "id"),
+    ("(tenant, id) where active and (next_due is not null or full_due is not null)",),
+)
+OPEN = Table(
+    "open",
+    Open,
+    ("tenant", "job"),
+    (
+        "(tenant, integration)",
+        "(retry_at) where retry_at is not null",
+        "(overdue_at) where overdue_at is not null and not started",
+    ),
+)
 
 
 def ddl(schema: str) -> str:
-    return TABLE.ddl(schema)
+    return f"{INTEGRATIONS.ddl(schema)};\n{OPEN.ddl(schema)}"
 
 
 async def apply(connection: Connection, schema: str, events: Sequence[messages.Recorded]) -> None:
-    await TABLE.apply(connection, schema, events, _key, _fold)
+    """Rows of both tables in one pass: what a job's end means depends on when it began."""
+    keyed = [(key, one) for one in events if (key := _key(one)) is not None]
+    if not keyed:
+        return
+    rows: dict[Key, Row | None] = {}
+    rows.update(before := await INTEGRATIONS.load(connection, schema, {key for key, _ in keyed}))
+    opened: dict[Key, Open | None] = {}
+    opened.update(was := await OPEN.load(connection, schema, {_job_key(one) for _, one in keyed}))
+    for key, one in keyed:
+        name = _job_key(one)
+        rows[key] = _fold(rows.get(key), one, opened.get(name))
+        opened[name] = _fold_open(opened.get(name), one, rows[key])
+    await INTEGRATIONS.save(connection, schema, {key: row for key, row in rows.items() if row != before.get(key)})
+    await OPEN.save(connection, schema, {key: row for key, row in opened.items() if row != was.get(key)})
 
 
 def _key(recorded: messages.Recorded) -> Key | None:
-    match recorded.event:
-        case jobs.Queued() | jobs.Held() | jobs.Paused() | jobs.Stopped() | jobs.Completed() | jobs.Failed():
-            integration = recorded.event.ticket.integration
-            return None if integration is None else (recorded.tenant, integration)
-        case _ if recorded.stream.startswith("integrations/"):
-            return recorded.tenant, recorded.id
-        case _:
+    if isinstance(recorded.event, _OF_JOBS):
+        integration = recorded.event.ticket.integration
+        return None if integration is None else (recorded.tenant, integration)
+    return (recorded.tenant, recorded.id) if recorded.stream.startswith("integrations/") else None
+
+
+def _job_key(recorded: messages.Recorded) -> Key:
+    """The job that an event is about; of other events one that does not exist."""
+    if isinstance(recorded.event, integrations.Overdue):
+        return recorded.tenant, recorded.event.job or ""
+    return recorded.tenant, recorded.id if isinstance(recorded.event, _OF_JOBS) else ""
+
+
+def _fold_open(row: Open | None, recorded: messages.Recorded, integration: Row | None) -> Open | None:
+    event = recorded.event
+    match event:
+        case jobs.Queued():
+            return _opened(event, recorded, integration)
+        case jobs.Resumed() if row is None:
+            full = event.ticket.type == "full_sync"
+            return Open(recorded.tenant, recorded.id, event.ticket.integration or "", recorded.recorded_at, full, False)
+        case jobs.Paused() if event.until is not None:
+            return None if row is None else replace(row, retry_at=event.until)
+        case jobs.Held() | jobs.Paused() | jobs.Stopped() | jobs.Completed() | jobs.Failed():
             return None
+    if row is None:
+        return None
+    match event:
+        case jobs.Resumed():
+            return replace(row, retry_at=None)
+        case jobs.Started():
+            return replace(row, started=True)
+        case integrations.Overdue():
+            return replace(row, overdue_at=None)
+        case _:
+            return row
 
 
-def _fold(row: Row | None, recorded: messages.Recorded) -> Row | None:
+def _opened(event: jobs.Queued, recorded: messages.Recorded, integration: Row | None) -> Open:
+    full, scheduled = event.ticket.type == "full_sync", event.trigger == "schedule"
+    row = Open(recorded.tenant, recorded.id, event.ticket.integration or "", recorded.recorded_at, full, scheduled)
+    entry = entry_of(event)
+    timing = None if integration is None else integration.timing(entry)
+    plan = None if integration is None else integration.plan
+    if event.due is None or integration is None or timing is None or plan is None:
+        return row
+    said = integration.overdue if entry == "main" else integration.full_overdue
+    if said is not None and event.due <= said:
+        return replace(row, entry=entry, due=event.due)
+    overdue_at = schedules.fires(timing, event.due) + timedelta(seconds=plan.tolerance)
+    return replace(row, entry=entry, due=event.due, overdue_at=overdue_at)
+
+
+def entry_of(event: jobs.Queued) -> schedules.Entry:
+    """Which entry of the schedule a scheduled job is of: a full one that was not meant to be is of the main one."""
+    return "full" if event.ticket.type == "full_sync" and event.requested_type is None else "main"
+
+
+def _fold(row: Row | None, recorded: messages.Recorded, opened: Open | None) -> Row | None:
     event, at = recorded.event, recorded.recorded_at
     if isinstance(event, integrations.Created):
-        return Row(
-            tenant=recorded.tenant,
-            id=recorded.id,
-            position=recorded.position,
-            name=event.name,
-            kind=event.kind,
-            config=bytes(event.config).decode(),
-            created_at=at,
-            interval=event.interval,
-            declared=event.declared,
-            next_due=after(at, event.interval),
-        )
+        return _created(event, recorded)
     if row is None:
         return None  # a job that outlived its integration
     row = replace(row, position=recorded.position)
@@ -100,58 +222,135 @@ def _fold(row: Row | None, recorded: messages.Recorded) -> Row | None:
         case integrations.Changed():
             return _changed(row, event, at)
         case integrations.Started():
-            return replace(row, active=True, next_due=after(at, row.interval))
+            return _begun(replace(row, active=True), at)
         case integrations.Stopped():
-            return replace(row, active=False, next_due=None)
+            return _begun(replace(row, active=False), at)
         case integrations.Deleted():
             return None
+        case integrations.Overdue():
+            return _overdue(row, event)
         case _:
-            return _job(row, recorded)
+            return _left_out(_job(row, recorded), recorded, opened)
+
+
+def _created(event: integrations.Created, recorded: messages.Recorded) -> Row:
+    row = Row(
+        tenant=recorded.tenant,
+        id=recorded.id,
+        position=recorded.position,
+        name=event.name,
+        kind=event.kind,
+        config=bytes(event.config).decode(),
+        created_at=recorded.recorded_at,
+        interval=event.interval,
+        declared=event.declared,
+        schedule=_json(integrations.schedule(event)),
+        policy=_json(event.policy),
+    )
+    return _begun(row, recorded.recorded_at)
 
 
 def _changed(row: Row, event: integrations.Changed, at: datetime) -> Row:
-    if event.interval != row.interval:
-        row = replace(row, interval=event.interval, next_due=after(at, event.interval) if row.active else None)
+    schedule = _json(integrations.schedule(event))
+    row = replace(row, name=event.name, interval=event.interval, policy=_json(event.policy))
+    if schedule != row.schedule:
+        row = _begun(replace(row, schedule=schedule), at)
     if event.reconfigured:
-        row = replace(row, config=bytes(event.config).decode(), baseline_at=None, full_open=())
-    return replace(row, name=event.name)
+        row = replace(row, config=bytes(event.config).decode(), baseline_at=None, full_open=(), failures=0)
+    return row
+
+
+def _json(value: Struct | None) -> str | None:
+    return None if value is None else msgspec.json.encode(value).decode()
+
+
+def _begun(row: Row, at: datetime) -> Row:
+    """Its schedule counts from now, or is off."""
+    row = replace(row, overdue=None, full_overdue=None)
+    for entry in ("main", "full"):
+        timing = row.timing(entry)
+        row = _waits_for(row, entry, schedules.after(timing, at) if row.active and timing is not None else None)
+    return row
+
+
+def _waits_for(row: Row, entry: schedules.Entry, due: datetime | None) -> Row:
+    timing = row.timing(entry)
+    fires = None if due is None or timing is None else schedules.fires(timing, due)
+    if entry == "main":
+        return replace(row, next_due=due, next_fires=fires)
+    return replace(row, full_due=due, full_fires=fires)
+
+
+def _overdue(row: Row, event: integrations.Overdue) -> Row:
+    if event.job is None:
+        row = replace(row, overdue=event.due) if event.entry == "main" else replace(row, full_overdue=event.due)
+    waits = row.due(event.entry)
+    goes_on = event.resumes is not None and waits is not None and event.resumes > waits
+    return _waits_for(row, event.entry, event.resumes) if goes_on else row
 
 
 def _job(row: Row, recorded: messages.Recorded) -> Row:
     event, at = recorded.event, recorded.recorded_at
     match event:
         case jobs.Queued():
-            return _queued(row, event, recorded.id, at)
+            return _queued(row, event, recorded.id)
         case jobs.Completed():
             baseline = at if recorded.id in row.full_open else row.baseline_at
             row = replace(_ended(row, recorded.id), completed=row.completed + 1, last_failed=False, last_sync=at)
-            return replace(_timed(row, event), baseline_at=baseline)
+            return replace(_timed(row, event), baseline_at=baseline, failures=0)
         case jobs.Failed():
-            return replace(_rests(row, recorded.id), failed=row.failed + 1, last_failed=True)
+            row = replace(row, failed=row.failed + 1, last_failed=True)
+            return row if event.code == "held" else replace(row, failures=row.failures + 1, failed_at=at)
+        case jobs.Paused() if event.code is not None:
+            return replace(row, failures=row.failures + 1, failed_at=at)
         case jobs.Stopped():
             return _ended(row, recorded.id)
         case _:
-            return _rests(row, recorded.id)
+            return row
 
 
-def _queued(row: Row, event: jobs.Queued, id: str, at: datetime) -> Row:
+def _queued(row: Row, event: jobs.Queued, id: str) -> Row:
     row = replace(row, total=row.total + 1)
     if event.ticket.type == "full_sync":
         row = replace(row, full_open=(*row.full_open, id)[-_REMEMBERED:])
-    if event.trigger != "schedule" or event.due is None or row.interval is None:
+    if event.trigger != "schedule" or event.due is None:
         return row
-    missed = max((at - event.due) // timedelta(seconds=row.interval), 0)
-    due = event.due + timedelta(seconds=row.interval) * (missed + 1)
-    return replace(row, scheduled_open=id, next_due=due if row.active else None)
+    entry = entry_of(event)
+    row = _settled(row, entry, event.due)
+    return _passed(row, "main", event.due) if entry == "full" else row  # a full run does what others would
 
 
-def _rests(row: Row, id: str) -> Row:
-    """A job that may be resumed: a full sync that then completes is a baseline all the same."""
-    return replace(row, scheduled_open=None if row.scheduled_open == id else row.scheduled_open)
+def _settled(row: Row, entry: schedules.Entry, due: datetime) -> Row:
+    """That due time and what was before it; unless the schedule has begun anew since."""
+    timing, waits = row.timing(entry), row.due(entry)
+    if timing is None or waits is None or due < waits:
+        return row
+    return _waits_for(row, entry, schedules.after(timing, due))
+
+
+def _passed(row: Row, entry: schedules.Entry, at: datetime) -> Row:
+    timing, waits = row.timing(entry), row.due(entry)
+    return row if timing is None or waits is None else _waits_for(row, entry, schedules.passed(timing, waits, at))
+
+
+def _left_out(row: Row, recorded: messages.Recorded, opened: Open | None) -> Row:
+    """A job comes to its end: the runs whose time came meanwhile, where they are to be skipped. One whose time is the
+    very end is none of them."""
+    event, plan, before = recorded.event, row.plan, recorded.recorded_at - timedelta(microseconds=1)
+    rests = isinstance(event, jobs.Paused) and event.until is None
+    ends = rests or isinstance(event, jobs.Held | jobs.Stopped | jobs.Completed | jobs.Failed)
+    if not ends or plan is None or opened is None:
+        return row
+    for entry in ("main", "full"):
+        fires = row.next_fires if entry == "main" else row.full_fires
+        if fires is not None and fires > opened.since and schedules.skips(plan.overlap, entry, opened.is_full):
+            row = _passed(row, entry, before)
+    return row
 
 
 def _ended(row: Row, id: str) -> Row:
-    return replace(_rests(row, id), full_open=tuple(one for one in row.full_open if one != id))
+    """A job that rests or failed may be resumed: a full sync that then completes is a baseline all the same."""
+    return replace(row, full_open=tuple(one for one in row.full_open if one != id))
 
 
 def _timed(row: Row, event: jobs.Completed) -> Row:
@@ -172,7 +371,7 @@ def after(at: datetime, interval: int | None) -> datetime | None:
 
 async def get(database: Database, tenant: str, id: str) -> Row | None:
     row = await database.fetchrow(f"select * from {SCHEMA}.integrations where tenant = $1 and id = $2", tenant, id)
-    return None if row is None else TABLE.parse(row)
+    return None if row is None else INTEGRATIONS.parse(row)
 
 
 async def by_id(database: Database, id: str) -> list[Row]:
@@ -184,15 +383,47 @@ async def by_id(database: Database, id: str) -> list[Row]:
 async def list_(database: Database, tenant: str) -> list[Row]:
     """All integrations of a tenant, by id."""
     rows = await database.fetch(f"select * from {SCHEMA}.integrations where tenant = $1 order by id", tenant)
-    return [TABLE.parse(row) for row in rows]
+    return [INTEGRATIONS.parse(row) for row in rows]
 
 
-async def due(database: Database, now: datetime, limit: int = 100) -> list[Row]:
-    """Whose schedule has come and whose last scheduled job has ended, of all tenants, the longest overdue first."""
+async def due(
+    database: Database, now: datetime, after: tuple[str, str] = ("", ""), limit: int = 500
+) -> list[tuple[str, str]]:
+    """Tenant and id of those whose time has come, behind the one named by `after`."""
     rows = await database.fetch(
-        f"select * from {SCHEMA}.integrations where active and next_due <= $1 and scheduled_open is null"
-        " order by next_due limit $2",
+        f"select tenant, id from {SCHEMA}.integrations where active and (next_due is not null or full_due is not null)"
+        " and least(next_fires, full_fires) <= $1 and (tenant, id) > ($2, $3) order by tenant, id limit $4",
+        now,
+        *after,
+        limit,
+    )
+    return [(row["tenant"], row["id"]) for row in rows]
+
+
+async def open_jobs(database: Database, tenant: str, integration: str | None = None) -> list[Open]:
+    """The open jobs of an integration, or of all, the oldest first."""
+    rows = await database.fetch(
+        f"select * from {SCHEMA}.open where tenant = $1 and ($2::text is null or integration = $2) order by since, job",
+        tenant,
+        integration,
+    )
+    return [OPEN.parse(row) for row in rows]
+
+
+async def retries(database: Database, now: datetime, limit: int = 1000) -> list[Open]:
+    """Jobs whose next attempt is due, of all tenants, the longest due first."""
+    rows = await database.fetch(
+        f"select * from {SCHEMA}.open where retry_at <= $1 order by retry_at limit $2", now, limit
+    )
+    return [OPEN.parse(row) for row in rows]
+
+
+async def late(database: Database, now: datetime, limit: int = 1000) -> list[Open]:
+    """Scheduled jobs that were queued and have not begun in time, of all tenants."""
+    rows = await database.fetch(
+        f"select * from {SCHEMA}.open o where overdue_at < $1 and not started and exists (select from"
+        f" {SCHEMA}.integrations i where i.tenant = o.tenant and i.id = o.integration) order by overdue_at limit $2",
         now,
         limit,
     )
-    return [TABLE.parse(row) for row in rows]
+    return [OPEN.parse(row) for row in rows]

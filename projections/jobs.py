@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -102,7 +102,8 @@ def fold(row: Row | None, recorded: messages.Recorded) -> Row | None:
             error = {"code": "held", "message": event.reason, "plan": event.plan, **event.details}
             return _counted(replace(row, status="paused", error=_json(error)), event.counters)
         case jobs.Paused():
-            return replace(row, status="paused", error=_json({"code": "paused", "message": event.reason}))
+            counters = row.counters if event.counters is None else event.counters
+            return _counted(replace(row, status="paused", error=_json(_paused(event))), counters)
         case jobs.Resumed():
             status = "running" if event.running else "queued"
             return replace(row, status=status, error=None, completed_at=None, duration_ms=None)
@@ -138,6 +139,15 @@ def _queued(event: jobs.Queued, recorded: messages.Recorded) -> Row:
         requested_type=event.requested_type,
         session=event.session,
     )
+
+
+def _paused(event: jobs.Paused) -> dict[str, Any]:
+    """Why it rests and, where it is tried again by itself, when; a time in UTC with milliseconds."""
+    error: dict[str, Any] = {"code": event.code or "paused", "message": event.reason}
+    if event.until is not None:
+        until = event.until.astimezone(UTC).isoformat(timespec="milliseconds")
+        error |= {"nextTry": until.replace("+00:00", "Z"), "tried": event.tried}
+    return error
 
 
 def _counted(row: Row, counters: jobs.Counters) -> Row:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 import msgspec
 from msgspec import Raw
 
-from domain import errors, integrations, jobs, kinds, messages
+from domain import errors, integrations, jobs, kinds, messages, policies
+from domain.policies import Policy
+from domain.schedules import Schedule
 from infra.config import IntegrationDeclared, InvalidSetting, Settings
 from infra.eventstore.store import Store
 from projections import integrations as integrations_read
@@ -54,15 +57,50 @@ def queued(
     )
 
 
+class StrictSchedule(Schedule, frozen=True, forbid_unknown_fields=True):
+    """As people write it: a word that means nothing is a mistake."""
+
+
+class StrictPolicy(Policy, frozen=True, forbid_unknown_fields=True):
+    """As people write it."""
+
+
+def schedule(written: StrictSchedule | None) -> Schedule | None:
+    """As it is kept."""
+    return None if written is None else Schedule(**msgspec.structs.asdict(written))
+
+
+def policy(written: StrictPolicy | None) -> Policy | None:
+    return None if written is None else Policy(**msgspec.structs.asdict(written))
+
+
+def rules(settings: Settings, policy: Policy | None) -> policies.Rules:
+    """What holds for an integration with that policy."""
+    said = settings.policies
+    defaults = policies.Rules(
+        attempts=said.attempts,
+        backoff=round(said.backoff_s * 1000),
+        backoff_max=round(said.backoff_max_s * 1000),
+        breaker_failures=said.breaker_failures,
+        breaker_pause=round(said.breaker_pause_s * 1000),
+        breaker_pause_max=round(said.breaker_pause_max_s * 1000),
+        timeout=round(said.timeout_s * 1000),
+    )
+    return policies.rules(policy, defaults)
+
+
+def breaker(settings: Settings, row: integrations_read.Row, now: datetime) -> policies.Breaker:
+    return policies.breaker(rules(settings, row.rules), row.failures, row.failed_at, now)
+
+
 def check(settings: Settings) -> None:
     """Raises InvalidSetting, naming it, for a declared integration that cannot be."""
     ids: set[str] = set()
     for one in settings.integrations:
         try:
-            integrations.check_id(one.id)
-            integrations.check_interval(one.sync_interval)
-            paths = kinds.kind(one.kind).paths(kinds.configuration(one.kind, one.config))
-            roots.check(settings, (), *paths)
+            kind = kinds.kind(one.kind)
+            integrations.decide(_declared(one), integrations.initial)
+            roots.check(settings, (), *kind.paths(kinds.configuration(one.kind, one.config)))
             if one.id in ids:
                 raise errors.AlreadyExists("It is declared twice")
         except errors.Error as error:
@@ -70,15 +108,41 @@ def check(settings: Settings) -> None:
         ids.add(one.id)
 
 
+def _declared(one: IntegrationDeclared) -> integrations.Create:
+    """Raises errors.Invalid."""
+    return integrations.Create(
+        id=one.id,
+        name=one.name,
+        kind=one.kind,
+        config=Raw(msgspec.json.encode(kinds.configuration(one.kind, one.config))),
+        interval=one.sync_interval,
+        declared=True,
+        schedule=schedule(_written("schedule", one.schedule, StrictSchedule)),
+        policy=policy(_written("policy", one.policy, StrictPolicy)),
+    )
+
+
+def _written(name: str, value: dict[str, Any] | None, kind: type[Any]) -> Any:
+    try:
+        return None if value is None else msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise errors.Invalid(f"{name}: {error}") from None
+
+
 async def declare(store: Store, declared: Sequence[IntegrationDeclared]) -> int:
     """Creates and changes what the configuration file declares; answers the position where that is done."""
     position = 0
     for one in declared:
-        config = Raw(msgspec.json.encode(kinds.configuration(one.kind, one.config)))
-        create = integrations.Create(
-            id=one.id, name=one.name, kind=one.kind, config=config, interval=one.sync_interval, declared=True
+        create = _declared(one)
+        change = integrations.Change(
+            name=create.name,
+            config=create.config,
+            interval=msgspec.UNSET if create.interval is None else create.interval,
+            schedule=Schedule(every=create.interval)
+            if create.schedule is None and create.interval
+            else create.schedule,
+            policy=create.policy,
         )
-        change = integrations.Change(name=one.name, config=config, interval=one.sync_interval)
         stream = messages.stream(integrations.STREAM, "main", one.id)
         there = (await store.load(integrations, stream)).state.name is not None
         try:

@@ -31,11 +31,14 @@ class Line(Struct, rename="camel"):
 
 
 class Fault(Struct, rename="camel"):
-    """Why a job failed, or what it waits for; `plan` is the hash that a confirmation must name."""
+    """Why a job failed, or what it waits for; `plan` is the hash that a confirmation must name. `nextTry` is when a
+    paused job is tried again by itself, after `tried` attempts in a row."""
 
     code: str
     message: str
     plan: str | UnsetType = UNSET
+    next_try: Timestamp | UnsetType = UNSET
+    tried: int | UnsetType = UNSET
 
 
 class Job(Struct, rename="camel"):

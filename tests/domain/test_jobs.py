@@ -221,6 +221,7 @@ def test_who_stops_what_is_open_stops_what_would_be_tried_again() -> None:
     given(jobs, QUEUED, STARTED, PAUSED).when(jobs.Stop(open_only=True)).then()
     given(jobs, QUEUED, STARTED, waits, STOPPED).when(jobs.Resume(retry=T0)).then()
     given(jobs, QUEUED, STARTED, waits, STOPPED).when(jobs.Stop(open_only=True)).then()
+    past.when(jobs.Delete()).refused(errors.InvalidState)
 
 
 def test_a_deleted_job_is_gone() -> None:
@@ -267,6 +268,8 @@ commands = st.one_of(
     st.builds(jobs.Resume, st.none() | st.just("p"), st.booleans()),
     st.builds(jobs.Hold, st.just("r"), st.just("p"), counters),
     st.just(PAUSE),
+    st.builds(jobs.Pause, st.just("r"), st.sampled_from([None, "remote_busy"]), st.just(T0), st.none() | counters),
+    st.builds(jobs.Resume, running=st.booleans(), retry=st.sampled_from([T0, T0 + timedelta(1)])),
     st.builds(jobs.Complete, counters, st.just(Raw(b"{}")), st.integers(0, 9)),
     st.builds(jobs.Fail, st.just("c"), st.just("m"), counters),
     st.builds(jobs.EndStop, counters),
@@ -322,11 +325,14 @@ def check(before: jobs.Job, after: jobs.Job, event: jobs.Event) -> None:
 
 
 def expected_claims(job: jobs.Job) -> set[tuple[str, str]]:
-    """Its place in the queue while it is open, and its exclusive names while it runs."""
-    if job.status not in jobs.OPEN or job.queued is None:
+    """Its place in the queue while it is open, or where it rests, and its exclusive names while it runs."""
+    if job.queued is None or (job.status not in jobs.OPEN and job.until is None):
         return set()
     ticket = job.queued.ticket
     names = [f"integration/{ticket.integration}"] if ticket.integration else []
     names += [f"target/{ticket.target}"] if ticket.target else []
-    place = {(f"work/{ticket.lane}", f"j|{names[0] if names else ''}")}
+    lane = "rests" if job.status == "paused" else ticket.lane
+    place = {(f"work/{lane}", f"j|{names[0] if names else ''}")}
+    if job.status == "paused":
+        return place
     return place if job.status == "queued" else place | {("jobs.running", name) for name in names}

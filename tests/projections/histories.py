@@ -7,13 +7,15 @@ import contextlib
 import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
 from msgspec import Raw, Struct
 
 from domain import collections, errors, events, integrations, items, jobs, keys, messages, tenants
+from domain.policies import Policy
+from domain.schedules import Schedule
 from infra import config
 from infra.bus import Bus
 from infra.db import Database
@@ -26,7 +28,14 @@ from infra.tail import Tail
 from projections.table import Connection
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
+SOON = T0 + timedelta(days=400)
 TENANTS = ("main", "second")
+SCHEDULES = (
+    None,
+    Schedule(cron="30 2 * * *", time_zone="Europe/Berlin", overlap="skip"),
+    Schedule(every=30, full_cron="0 3 * * 0", overlap="cancel_other", jitter=5),
+    Schedule(full_every=60, catch_up="none"),
+)
 
 
 class Said(Struct, frozen=True):
@@ -121,7 +130,9 @@ class World:
                 jobs.EndStop(counters),
                 jobs.Hold("much", "plan", counters, {"deletions": 3}),
                 jobs.Pause("shutdown"),
+                jobs.Pause("no answer", pick.choice((None, "remote_busy")), T0, pick.choice((None, counters))),
                 jobs.Resume(None, pick.random() < 0.5),
+                jobs.Resume(None, pick.random() < 0.5, T0),
                 jobs.Complete(counters, Raw(b'{"ok":true}'), pick.randrange(10_000)),
                 jobs.Complete(counters, Raw(b'{"ok":true}'), pick.randrange(10_000)),
                 jobs.Fail("sync_failed", "näo\n", counters, {"path": "a"}),
@@ -147,6 +158,8 @@ class World:
                 integrations.Create(id, f"named {id}", "files", config, 3600, declared=True),
                 integrations.Change(name=pick.choice("xy")),
                 integrations.Change(interval=pick.choice((None, 30, 60))),
+                integrations.Change(schedule=pick.choice(SCHEDULES), policy=pick.choice((None, Policy(attempts=2)))),
+                integrations.Miss(T0 + timedelta(days=pick.randrange(9)), pick.choice(("main", "full")), None, SOON),
                 integrations.Change(config=config),
                 integrations.Start(),
                 integrations.Stop(),

@@ -8,12 +8,16 @@ from typing import Any
 
 import pytest
 from msgspec import Raw
+from msgspec.structs import replace
 
 from domain import integrations, jobs, messages
+from domain.policies import Policy
+from domain.schedules import Overlap, Schedule
 from infra.eventstore.store import Store
 from projections import integrations as read
 from projections.table import schema
 from services import projector
+from tests.projections.clock import set_log
 from tests.projections.histories import T0, World, fill, open_store
 
 CREATE = integrations.Create("i", "name", "files", Raw(b'{"a":1}'), 60)
@@ -35,9 +39,12 @@ class Told:
 
     async def queue(self, id: str, type: jobs.Type = "full_sync", due: datetime | None = None) -> read.Row | None:
         ticket = jobs.Ticket(job=id, kind="files", type=type, lane="later", integration="i")
-        trigger = {"trigger": "schedule", "due": due} if due is not None else {}
-        queued = jobs.Queued(ticket=ticket, spec=Raw(b"{}"), **trigger)
+        queued = jobs.Queued(ticket=ticket, spec=Raw(b"{}"), trigger="schedule" if due else "request", due=due)
         return await self.job(id, jobs.Queue(queued), jobs.Start(fence=1, worker="w", at=T0))
+
+    async def at(self, time: datetime) -> None:
+        """What comes next is of that time."""
+        await set_log(self._store, time)
 
     async def _say(self, context: Any, id: str, commands: tuple[messages.Command, ...]) -> read.Row | None:
         said = [event for command in commands for event in self._world.say(context, "main", id, command)]
@@ -126,32 +133,204 @@ async def test_estimates_are_the_median_of_the_last_ten(told: Told) -> None:
     assert (row.estimate("full_sync"), row.estimate("incremental_sync")) == (650, 0)
 
 
-async def test_a_schedule_fires_and_waits_for_its_job(told: Told) -> None:
+SECOND, MINUTE = timedelta(seconds=1), timedelta(seconds=60)
+
+
+async def due(told: Told, now: datetime) -> list[str]:
+    return [id for _, id in await read.due(told._store.database, now)]
+
+
+async def open_of(told: Told) -> dict[str, read.Open]:
+    return {one.job: one for one in await read.open_jobs(told._store.database, "main", "i")}
+
+
+async def test_a_run_settles_its_due_time(told: Told) -> None:
     row = await told.integration(CREATE)
     assert row is not None
-    assert row.next_due == row.created_at + timedelta(seconds=60)
-    database = told._store.database
-    later = row.next_due + timedelta(seconds=1)
-    assert [one.id for one in await read.due(database, later)] == ["i"]
-    assert await read.due(database, row.next_due - timedelta(microseconds=1)) == []
-    row = await told.queue("a", due=row.next_due)
+    first = row.created_at + MINUTE
+    assert row.next_due == row.next_fires == row.next_sync == first
+    assert await due(told, first) == ["i"]
+    assert await due(told, first - timedelta(microseconds=1)) == []
+    row = await told.queue("a", "incremental_sync", due=first)
     assert row is not None
-    assert row.scheduled_open == "a"
-    assert row.next_due == row.created_at + timedelta(seconds=120)
-    assert await read.due(database, later + timedelta(days=1)) == []
+    assert row.next_due == first + MINUTE
+    assert await due(told, first + SECOND) == []
+    opened = (await open_of(told))["a"]
+    assert (opened.scheduled, opened.entry, opened.due, opened.started) == (True, "main", first, True)
+    assert opened.overdue_at == first + timedelta(seconds=300)
     await told.job("a", complete())
-    assert [one.id for one in await read.due(database, later + timedelta(days=1))] == ["i"]
+    assert await open_of(told) == {}
+    assert await due(told, first + MINUTE) == ["i"]
 
 
-async def test_missed_times_are_not_made_up_for(told: Told) -> None:
+async def test_a_run_of_a_later_time_settles_those_before(told: Told) -> None:
     row = await told.integration(CREATE)
-    assert row is not None
-    long_ago = datetime(2020, 1, 1, tzinfo=UTC)
-    row = await told.queue("a", due=long_ago)
     assert row is not None
     assert row.next_due is not None
-    assert row.created_at < row.next_due <= row.created_at + timedelta(seconds=61)
-    assert (row.next_due - long_ago) % timedelta(seconds=60) == timedelta()
+    row = await told.queue("a", "incremental_sync", due=row.next_due + 5 * MINUTE)
+    assert row is not None
+    assert row.next_due == row.created_at + 7 * MINUTE
+    row = await told.queue("b", "incremental_sync", due=row.created_at)  # of a schedule of before
+    assert row is not None
+    assert row.next_due == row.created_at + 7 * MINUTE
+
+
+async def test_jitter_shows_when_it_fires_and_keeps_the_grid(told: Told) -> None:
+    row = await told.integration(replace(CREATE, interval=None, schedule=Schedule(every=60, jitter=30)))
+    assert row is not None
+    assert row.next_due == row.created_at + MINUTE
+    assert row.next_fires is not None
+    assert row.next_due <= row.next_fires <= row.next_due + MINUTE / 2
+    assert await due(told, row.next_fires) == ["i"]
+    assert await due(told, row.next_fires - timedelta(microseconds=1)) == []
+
+
+async def test_a_full_run_does_what_others_due_by_then_would(told: Told) -> None:
+    schedule = Schedule(every=60, full_every=300)
+    row = await told.integration(replace(CREATE, interval=None, schedule=schedule))
+    assert row is not None
+    begun = row.created_at
+    assert (row.next_due, row.full_due) == (begun + MINUTE, begun + 5 * MINUTE)
+    row = await told.queue("a", due=begun + 5 * MINUTE)
+    assert row is not None
+    assert (row.next_due, row.full_due) == (begun + 6 * MINUTE, begun + 10 * MINUTE)
+    assert (await open_of(told))["a"].entry == "full"
+    row = await told.queue("b", "incremental_sync", due=begun + 6 * MINUTE)
+    assert row is not None
+    assert (row.next_due, row.full_due) == (begun + 7 * MINUTE, begun + 10 * MINUTE)
+
+
+async def test_another_timing_begins_anew_and_another_name_does_not(told: Told) -> None:
+    row = await told.integration(CREATE)
+    assert row is not None
+    first = row.next_due
+    row = await told.integration(integrations.Change(name="other", policy=Policy(attempts=3)))
+    assert row is not None
+    assert (row.next_due, row.rules) == (first, Policy(attempts=3))
+    row = await told.integration(integrations.Change(schedule=Schedule(cron="0 0 1 1 *", time_zone="Asia/Kolkata")))
+    assert row is not None
+    assert row.next_due is not None
+    assert (row.next_due.month, row.next_due.day, row.next_due.hour, row.next_due.minute) == (12, 31, 18, 30)
+    assert (row.interval, row.plan) == (None, Schedule(cron="0 0 1 1 *", time_zone="Asia/Kolkata"))
+
+
+async def test_what_is_overdue_is_known_until_it_is_run(told: Told) -> None:
+    row = await told.integration(CREATE)
+    assert row is not None
+    assert row.next_due is not None
+    first = row.next_due
+    row = await told.integration(integrations.Miss(first))
+    assert row is not None
+    assert (row.overdue, row.next_due) == (first, first)
+    later = first + 10 * MINUTE
+    row = await told.integration(integrations.Miss(first + MINUTE, "main", None, later))
+    assert row is not None
+    assert (row.overdue, row.next_due) == (first + MINUTE, later)
+
+
+async def test_a_scheduled_job_that_nobody_begins_is_late_once(told: Told) -> None:
+    row = await told.integration(CREATE)
+    assert row is not None
+    assert row.next_due is not None
+    first, database = row.next_due, told._store.database
+    ticket = jobs.Ticket(job="a", kind="files", type="incremental_sync", lane="later", integration="i")
+    await told.job("a", jobs.Queue(jobs.Queued(ticket=ticket, spec=Raw(b"{}"), trigger="schedule", due=first)))
+    at = first + timedelta(seconds=300)
+    assert await read.late(database, at) == []
+    assert [one.job for one in await read.late(database, at + SECOND)] == ["a"]
+    row = await told.integration(integrations.Miss(first, "main", "a"))
+    assert row is not None
+    assert row.overdue is None
+    assert await read.late(database, at + SECOND) == []
+
+
+@pytest.mark.parametrize(
+    ("overlap", "type", "moves"),
+    [
+        ("queue", "incremental_sync", (False, False)),
+        ("skip", "incremental_sync", (True, False)),
+        ("skip", "full_sync", (True, True)),
+        ("cancel_other", "incremental_sync", (False, False)),
+        ("cancel_other", "full_sync", (True, False)),
+    ],
+)
+async def test_what_an_open_job_leaves_out(
+    told: Told, overlap: Overlap, type: jobs.Type, moves: tuple[bool, bool]
+) -> None:
+    """Runs every minute, full ones every 70 seconds; a job is open from second 50 to second 75."""
+    begun = datetime(2030, 1, 1, tzinfo=UTC)
+    await told.at(begun)
+    schedule = Schedule(every=60, full_every=70, overlap=overlap)
+    row = await told.integration(replace(CREATE, interval=None, schedule=schedule))
+    assert row is not None
+    assert (row.created_at, row.next_due) == (begun, begun + MINUTE)
+    await told.at(begun + 50 * SECOND)
+    await told.queue("a", type)
+    await told.at(begun + 75 * SECOND)
+    row = await told.job("a", complete())
+    assert row is not None
+    assert row.next_due == begun + (2 * MINUTE if moves[0] else MINUTE)
+    assert row.full_due == begun + (140 * SECOND if moves[1] else 70 * SECOND)
+
+
+async def test_what_was_missed_before_a_job_began_is_not_left_out_for_it(told: Told) -> None:
+    begun = datetime(2030, 1, 1, tzinfo=UTC)
+    await told.at(begun)
+    await told.integration(replace(CREATE, interval=None, schedule=Schedule(every=60, overlap="skip")))
+    await told.at(begun + 90 * SECOND)
+    await told.queue("a")
+    await told.at(begun + 150 * SECOND)
+    row = await told.job("a", complete())
+    assert row is not None
+    assert row.next_due == begun + MINUTE
+
+
+@pytest.mark.parametrize("overlap", ["queue", "skip"])
+async def test_a_job_that_rests_until_its_next_attempt_is_open(told: Told, overlap: Overlap) -> None:
+    begun = datetime(2030, 1, 1, tzinfo=UTC)
+    await told.at(begun)
+    await told.integration(replace(CREATE, interval=None, schedule=Schedule(every=60, overlap=overlap)))
+    await told.queue("a", "incremental_sync")
+    until = begun + 90 * SECOND
+    row = await told.job("a", jobs.Pause("no answer", "remote_unavailable", until, jobs.Counters(3)))
+    assert row is not None
+    assert (row.failures, row.failed_at, row.last_failed) == (1, begun, False)
+    database = told._store.database
+    assert (await open_of(told))["a"].retry_at == until
+    assert await read.retries(database, until - SECOND) == []
+    assert [one.job for one in await read.retries(database, until)] == ["a"]
+    await told.at(begun + 95 * SECOND)
+    await told.job("a", jobs.Resume(running=False, retry=until))
+    assert (await open_of(told))["a"].retry_at is None
+    row = await told.job("a", jobs.Start(fence=2, worker="w", at=T0), complete())
+    assert row is not None
+    assert (row.failures, row.next_due) == (0, begun + (MINUTE if overlap == "queue" else 2 * MINUTE))
+    assert await open_of(told) == {}
+
+
+async def test_failures_in_a_row_are_counted_until_something_works_or_is_changed(told: Told) -> None:
+    await told.integration(CREATE)
+    for number in range(3):
+        await told.queue(f"a{number}")
+        row = await told.job(f"a{number}", jobs.Fail("remote_refused", "no", jobs.Counters()))
+    assert row is not None
+    assert (row.failures, row.failed_at, row.last_failed) == (3, row.failed_at, True)
+    await told.queue("held")
+    row = await told.job("held", HOLD)
+    assert row is not None
+    assert row.failures == 3
+    row = await told.integration(integrations.Change(name="other"))
+    assert row is not None
+    assert row.failures == 3
+    row = await told.integration(integrations.Change(config=Raw(b'{"a":9}')))
+    assert row is not None
+    assert row.failures == 0
+    await told.queue("b")
+    await told.job("b", FAIL)
+    await told.queue("c")
+    row = await told.job("c", complete())
+    assert row is not None
+    assert row.failures == 0
 
 
 async def test_a_stopped_schedule_is_never_due(told: Told) -> None:
