@@ -150,7 +150,7 @@ async def _sight(connection: Connection, schema: str, recorded: messages.Recorde
     servers = msgspec.json.decode(recorded.event.result, type=plan.Result).servers
     await connection.execute(
         f"insert into {schema}.sightings as s (tenant, id, seen_at, ping_ms, checked_at)"
-        " select $1, id, $2, ping, case when checked then $2 end"
+        " select $1, id, $2::timestamptz, ping, case when checked then $2::timestamptz end"
         " from unnest($3::text[], $4::bigint[], $5::boolean[]) as one(id, ping, checked)"
         " on conflict (tenant, id) do update set seen_at = excluded.seen_at,"
         " ping_ms = case when excluded.checked_at is null then s.ping_ms else excluded.ping_ms end,"

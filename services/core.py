@@ -1,10 +1,10 @@
-"""The core process: relay, sealer, projector, scheduler."""
+"""The core process: relay, sealer, projector, scheduler, and the network at the start."""
 
 from __future__ import annotations
 
 import sys
 
-from services import main, projector, relay, scheduler, sweeper
+from services import main, network, projector, relay, scheduler, sweeper
 
 ROLES = {
     "relay": relay.run,
@@ -12,6 +12,7 @@ ROLES = {
     "projector": projector.run,
     "scheduler": scheduler.run,
     "sweeper": sweeper.run,
+    "network": network.run,
 }
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from services.gateway import (
     jobs_routes,
     library,
     limits,
+    network,
     openapi,
 )
 from services.gateway.auth import Authenticator, Principal
@@ -53,6 +54,7 @@ def routes(metrics: health.Metrics) -> Sequence[Route]:
         *library.ROUTES,
         *changes.ROUTES,
         *conflicts.ROUTES,
+        *network.routes(),
         *feeds.ROUTES,
         *health.routes(metrics),
     )

@@ -64,6 +64,20 @@ async def raw_json(scope: Any, receive: Any, *, limit: int = LIMIT) -> bytes:
     return raw
 
 
+async def ignored(scope: Any, receive: Any, *, limit: int = LIMIT) -> bytes:
+    """A body that nobody looks at, whatever it claims to be: at most `limit` bytes of it."""
+    length = headers_.of(scope).get(b"content-length")
+    if length is not None and int(length) > limit:
+        raise errors.TooLarge(f"A request body has at most {limit} bytes here")
+    message = await receive()
+    raw: bytes = message.get("body", b"")
+    if message["type"] != "http.request" or message.get("more_body"):
+        raw = await _rest(message, receive, limit)
+    if len(raw) > limit:
+        raise errors.TooLarge(f"A request body has at most {limit} bytes here")
+    return raw
+
+
 async def parse(raw: bytes, type: type[T]) -> T:
     """As `decode`, off the event loop where that takes long."""
     return decode(raw, type) if len(raw) < _OFF_LOOP else await asyncio.to_thread(decode, raw, type)

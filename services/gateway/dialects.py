@@ -93,7 +93,7 @@ class Failure(Struct, frozen=True):
 
 
 class NetworkFault(Struct, omit_defaults=True):
-    """Family 1."""
+    """Family 1. `plan` is the hash with which `If-Match` carries out what a guard held."""
 
     status: Literal["error"]
     message: str
@@ -101,6 +101,7 @@ class NetworkFault(Struct, omit_defaults=True):
     users_synced: int | UnsetType = UNSET
     servers_synced: int | UnsetType = UNSET
     timestamp: Timestamp | UnsetType = UNSET
+    plan: str | UnsetType = UNSET
 
 
 class JobsFault(Struct):
@@ -320,7 +321,8 @@ def _network(failure: Failure) -> Struct:
     fault = NetworkFault(status="error", message=failure.message, error=failure.message)
     if failure.path.startswith("/api/admin/sync"):
         fault.users_synced = fault.servers_synced = 0
-        fault.timestamp = timestamp_ms(datetime.now(UTC))
+        fault.timestamp = timestamp_ms(failure.at or datetime.now(UTC))
+        fault.plan = failure.details.get("plan", UNSET)
     return fault
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 from domain import jobs, messages
 from infra.eventstore.store import Store
 from infra.tail import Tail
 
-#: What ends a wait: a job's end, or a guard that holds it.
+#: What ends a wait: a job's end.
 Ended = jobs.Completed | jobs.Failed | jobs.Stopped
+#: The same for one that need not have been queued to be waited for: a guard may hold it, too.
+Rested = Ended | jobs.Held | jobs.Paused
+
+Wanted = Callable[[messages.Recorded], bool]
 
 
 class Waits:
@@ -19,7 +23,7 @@ class Waits:
 
     def __init__(self, store: Store, tail: Tail) -> None:
         self._store, self._tail = store, tail
-        self._waiting: dict[str, set[asyncio.Future[messages.Recorded]]] = {}
+        self._waiting: dict[str, dict[asyncio.Future[messages.Recorded], Wanted]] = {}
 
     async def run(self) -> None:
         """Serves until cancelled."""
@@ -32,18 +36,33 @@ class Waits:
             subscription.close()
 
     def _settle(self, recorded: messages.Recorded) -> None:
-        if recorded.stream in self._waiting and isinstance(recorded.event, Ended):
-            for future in self._waiting[recorded.stream]:
-                if not future.done():
+        if recorded.stream in self._waiting and isinstance(recorded.event, Rested):
+            for future, wanted in self._waiting[recorded.stream].items():
+                if not future.done() and wanted(recorded):
                     future.set_result(recorded)
 
     async def ended(self, stream: str, timeout_s: float, stopping: asyncio.Event) -> messages.Recorded | None:
         """The first end of a job, or None when time is up or this process stops."""
+        return await self._first(stream, _is_end, timeout_s, stopping)
+
+    async def rested(
+        self, stream: str, after: int, timeout_s: float, stopping: asyncio.Event
+    ) -> messages.Recorded | None:
+        """As `ended`, of what comes after a position, and also when a guard or a shutdown makes the job pause."""
+
+        def wanted(recorded: messages.Recorded) -> bool:
+            return recorded.position > after and isinstance(recorded.event, Rested)
+
+        return await self._first(stream, wanted, timeout_s, stopping)
+
+    async def _first(
+        self, stream: str, wanted: Wanted, timeout_s: float, stopping: asyncio.Event
+    ) -> messages.Recorded | None:
         future: asyncio.Future[messages.Recorded] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(stream, set()).add(future)
+        self._waiting.setdefault(stream, {})[future] = wanted
         stop = asyncio.create_task(stopping.wait())
         try:
-            found = _first_end(await self._store.stream(stream))
+            found = next(filter(wanted, await self._store.stream(stream)), None)
             if found is not None:
                 return found
             both: set[asyncio.Future[Any]] = {future, stop}
@@ -51,7 +70,7 @@ class Waits:
             return future.result() if future.done() else None
         finally:
             stop.cancel()
-            self._waiting[stream].discard(future)
+            del self._waiting[stream][future]
             if not self._waiting[stream]:
                 del self._waiting[stream]
 
@@ -67,5 +86,5 @@ class Waits:
             stop.cancel()
 
 
-def _first_end(events: Sequence[messages.Recorded]) -> messages.Recorded | None:
-    return next((recorded for recorded in events if isinstance(recorded.event, Ended)), None)
+def _is_end(recorded: messages.Recorded) -> bool:
+    return isinstance(recorded.event, Ended)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import functools
 import io
 import json
 import random
@@ -180,14 +181,17 @@ async def noise(directory: Directory, path: str, out: asyncio.StreamWriter) -> N
     out.write(b"SSH-2.0-OpenSSH_9.6\r\n" + bytes(range(256)))
 
 
+@functools.cache
+def _ten_thousand_rows() -> bytes:
+    rows = "".join(f"{serial(number)},A,B,C,0,bit,RAIDA1\n" for number in range(10_000)).encode()
+    return f"{len(rows):x}\r\n".encode() + rows + b"\r\n"
+
+
 async def huge(directory: Directory, path: str, out: asyncio.StreamWriter) -> None:
     """Ten million rows."""
     out.write(_head("200 OK", "Transfer-Encoding: chunked"))
-    number = 0
     for _ in range(1000):
-        rows = "".join(f"{serial(number + n)},A,B,C,0,bit,RAIDA1\n" for n in range(10_000)).encode()
-        number += 10_000
-        out.write(f"{len(rows):x}\r\n".encode() + rows + b"\r\n")
+        out.write(_ten_thousand_rows())
         await out.drain()
     out.write(b"0\r\n\r\n")
 
@@ -279,9 +283,8 @@ class Directories:
             await one.hush()
         mine = asyncio.current_task()
         others = [task for task in asyncio.all_tasks() if task is not mine]
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        if others:
+            await asyncio.wait(others, timeout=5)
 
     def _run(self, what: Any) -> None:
         done: Future[None] = asyncio.run_coroutine_threadsafe(what, self._loop)

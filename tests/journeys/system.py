@@ -101,6 +101,7 @@ class System:
     base: Path
     settings: str = QUICK
     variables: Mapping[str, str] = field(default_factory=dict)
+    port: int = 0
     process: subprocess.Popen[bytes] | None = None
     wrote: int = 0  # the last position that a command was answered with, whoever sent it
     _folders: int = 0
@@ -128,7 +129,7 @@ class System:
         file = self.base / "undrift.toml"
         file.write_text(self.settings)
         own = {name: text for name, text in os.environ.items() if not name.startswith("UNDRIFT_")}
-        command: list[str | Path] = [UNDRIFT, "up", "--data-dir", self.directory, "--port", "0"]
+        command: list[str | Path] = [UNDRIFT, "up", "--data-dir", self.directory, "--port", str(self.port)]
         command += ["--root", self.roots, "--config", file]
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(command, env={**own, **self.variables}, stdout=log, stderr=log)
