@@ -237,7 +237,6 @@ class Settings(Struct, forbid_unknown_fields=True):
     collections: Collections = field(default_factory=Collections)
     up: Up = field(default_factory=Up)
     integrations: list[IntegrationDeclared] = field(default_factory=list)
-    network: Network = field(default_factory=Network)
 
     @property
     def directory(self) -> Path:
@@ -247,6 +246,8 @@ class Settings(Struct, forbid_unknown_fields=True):
 def default_data_dir() -> Path:
     """`$UNDRIFT_DATA_DIR`, else `undrift` under the user's data home."""
     if given := os.environ.get("UNDRIFT_DATA_DIR"):
+    network: Network = field(default_factory=Network)
+    library: Library = field(default_factory=Library)
         return Path(given)
     home = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
     return Path(home) / "undrift"
@@ -290,8 +291,33 @@ class Setting(NamedTuple):
     """One setting: `gateway.port` and `UNDRIFT_GATEWAY_PORT`; `hint` is its type."""
 
     dotted: str
+    _declare_network(settings)
     variable: str
     hint: Any
+
+def _declare_network(settings: Settings) -> None:
+    """Where directories are named, the integration `network` is as if it were in the file, unless it is."""
+    network = settings.network
+    if not network.directories or any(one.id == "network" for one in settings.integrations):
+        return
+    settings.integrations.append(
+        IntegrationDeclared(
+            id="network",
+            name="RAIDA network",
+            kind="network",
+            sync_interval=network.sync_interval_s,
+            config={
+                "directories": network.directories,
+                "timeout": network.timeout_s,
+                "patience": network.patience_s,
+                "maxRows": network.max_rows,
+                "maxChangeFraction": network.max_change_fraction,
+                "ping": network.ping,
+                "pingTimeout": network.ping_timeout_s,
+            },
+        )
+    )
+
 
 
 def all_settings() -> Iterator[Setting]:
