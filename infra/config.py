@@ -105,7 +105,7 @@ class EventStore(Struct, forbid_unknown_fields=True):
 class Relay(Struct, forbid_unknown_fields=True):
     batch_messages: Annotated[int, Meta(ge=1, le=1000)] = 1000
     batch_bytes: Positive = 8 * 1024 * 1024
-    pace_s: Annotated[float, Meta(ge=0)] = 0.004
+    pace_s: Annotated[float, Meta(ge=0)] = 0.008
     check_s: Seconds = 10.0
     publish_timeout_s: Seconds = 5.0
     poll_s: Seconds = 1.0
@@ -124,11 +124,14 @@ class Tail(Struct, forbid_unknown_fields=True):
 
 
 class Projector(Struct, forbid_unknown_fields=True):
+    """Transactions that follow one another are at least `pace_s` apart, and wait `gather_s` for what is on its way."""
+
     page: Positive = 1000
+    pace_s: Annotated[float, Meta(ge=0)] = 0.005
+    gather_s: Annotated[float, Meta(ge=0)] = 0.002
     retry_s: Seconds = 0.5
 
 
-    pace_s: Annotated[float, Meta(ge=0)] = 0.005
 class Jobs(Struct, forbid_unknown_fields=True):
     """`wait_s` is how long a request of family 3 waits for its job before it is answered 202."""
 
@@ -193,6 +196,15 @@ class Collections(Struct, forbid_unknown_fields=True):
     max_delete_fraction: Annotated[float, Meta(gt=0, le=1)] = 0.5
 
 
+class Library(Struct, forbid_unknown_fields=True):
+    """Of each user: how many bytes (0: no limit) and how many uploads may be open; an upload that nothing was heard
+    of for `upload_hours` is dropped."""
+
+    quota_bytes: Annotated[int, Meta(ge=0)] = 0
+    upload_sessions: Positive = 1000
+    upload_hours: Seconds = 24.0
+
+
 class Up(Struct, forbid_unknown_fields=True):
     """How patient the supervisor is: with a first sign of life, with silence after it, and at the end.
 
@@ -235,6 +247,8 @@ class Settings(Struct, forbid_unknown_fields=True):
     policies: Policies = field(default_factory=Policies)
     files: Files = field(default_factory=Files)
     collections: Collections = field(default_factory=Collections)
+    network: Network = field(default_factory=Network)
+    library: Library = field(default_factory=Library)
     up: Up = field(default_factory=Up)
     integrations: list[IntegrationDeclared] = field(default_factory=list)
 
@@ -246,8 +260,6 @@ class Settings(Struct, forbid_unknown_fields=True):
 def default_data_dir() -> Path:
     """`$UNDRIFT_DATA_DIR`, else `undrift` under the user's data home."""
     if given := os.environ.get("UNDRIFT_DATA_DIR"):
-    network: Network = field(default_factory=Network)
-    library: Library = field(default_factory=Library)
         return Path(given)
     home = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
     return Path(home) / "undrift"
@@ -279,21 +291,9 @@ def load(
     except msgspec.ValidationError as error:
         raise InvalidSetting(_explain(str(error), tree, spelled, path)) from None
     settings.data_dir = os.path.abspath(os.path.expanduser(settings.data_dir))
+    _declare_network(settings)
     return settings
 
-
-def dump(settings: Settings) -> bytes:
-    """All settings as the text of a file `.json` that `load` reads."""
-    return msgspec.json.format(msgspec.json.encode(settings), indent=1) + b"\n"
-
-
-class Setting(NamedTuple):
-    """One setting: `gateway.port` and `UNDRIFT_GATEWAY_PORT`; `hint` is its type."""
-
-    dotted: str
-    _declare_network(settings)
-    variable: str
-    hint: Any
 
 def _declare_network(settings: Settings) -> None:
     """Where directories are named, the integration `network` is as if it were in the file, unless it is."""
@@ -318,6 +318,18 @@ def _declare_network(settings: Settings) -> None:
         )
     )
 
+
+def dump(settings: Settings) -> bytes:
+    """All settings as the text of a file `.json` that `load` reads."""
+    return msgspec.json.format(msgspec.json.encode(settings), indent=1) + b"\n"
+
+
+class Setting(NamedTuple):
+    """One setting: `gateway.port` and `UNDRIFT_GATEWAY_PORT`; `hint` is its type."""
+
+    dotted: str
+    variable: str
+    hint: Any
 
 
 def all_settings() -> Iterator[Setting]:
