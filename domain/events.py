@@ -18,9 +18,23 @@ from domain import (
     messages,
     network,
     tenants,
+    uploads,
 )
 
-CONTEXTS = (jobs, integrations, keys, tenants, items, collections, network, library, answers, accounts, devices)
+CONTEXTS = (
+    jobs,
+    integrations,
+    keys,
+    tenants,
+    items,
+    collections,
+    network,
+    library,
+    answers,
+    accounts,
+    devices,
+    uploads,
+)
 
 
 def _classes(event: UnionType | type[messages.Event]) -> tuple[type[messages.Event], ...]:

@@ -41,9 +41,9 @@ class Blobs:
             _settle(file.name, target)
         return digest
 
-    def adopt(self, source: Path) -> str:
-        """Keeps a file durably, moving it where that is possible; answers its hash."""
-        digest = file_hash(source)
+    def adopt(self, source: Path, digest: str | None = None) -> str:
+        """Keeps a file durably, moving it where that is possible; answers its hash, or takes it as given."""
+        digest = digest or file_hash(source)
         target = self._place(digest)
         if target.exists():
             source.unlink()

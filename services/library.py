@@ -209,7 +209,7 @@ class Library:
             # Where even its folder is taken, a copy goes to the top.
             beside = known.found.path if blocked < 2 else known.found.path.rpartition("/")[2]
             copy = plan.conflict_name(beside, whose, day or "copy", blocked)
-            if sides.other is None and not blocked:
+            if sides.there is None and not blocked:
                 copy = known.found.path  # nothing else is there to be kept
             settled = resolutions.settle(
                 sides, resolution, who.device, copy, self._places.of(who, copy), str(uuid.uuid4()), blocked=blocked > 0
@@ -233,7 +233,7 @@ class Library:
             raise errors.NotFound("There is no such conflict", kind="conflict")
         sides = await self._sides(who, file, state, known.found)
         path = known.found.path
-        copy = path if sides.other is None else plan.conflict_name(path, whose, day)
+        copy = path if sides.there is None else plan.conflict_name(path, whose, day)
         return resolutions.settle(sides, resolution, who.device, copy, self._places.of(who, copy), "", blocked=False)
 
     async def reopen(self, who: Who, file: str, conflict: str) -> int:

@@ -21,12 +21,13 @@ from services.gateway import (
     files,
     health,
     hooks,
-    integrations,
+    integrations_routes,
     jobs_routes,
     library,
     limits,
     network,
     openapi,
+    uploads,
 )
 from services.gateway.auth import Authenticator, Principal
 from services.gateway.consistency import Reads
@@ -44,7 +45,7 @@ def routes(metrics: health.Metrics) -> Sequence[Route]:
     """Every route of the gateway."""
     listed = (
         *jobs_routes.ROUTES,
-        *integrations.ROUTES,
+        *integrations_routes.ROUTES,
         *checks.ROUTES,
         *hooks.ROUTES,
         *collections.ROUTES,
@@ -54,6 +55,7 @@ def routes(metrics: health.Metrics) -> Sequence[Route]:
         *library.ROUTES,
         *changes.ROUTES,
         *conflicts.ROUTES,
+        *uploads.ROUTES,
         *network.routes(),
         *feeds.ROUTES,
         *health.routes(metrics),

@@ -65,6 +65,11 @@ TOPICS = {
     "library.touched",
     "network.parity_designated",
     "tenants.added",
+    "uploads.cancelled",
+    "uploads.completed",
+    "uploads.expired",
+    "uploads.failed",
+    "uploads.opened",
 }
 ALIASES = {
     "devices.stale": "device.stale",

@@ -138,6 +138,8 @@ _MAY = {
     "undrift.remote_uses": {"insert", "update", "delete"},
     "undrift.stored": {"insert", "update", "delete"},
     "undrift.device_state": {"insert", "update", "delete"},
+    "undrift.uploads": {"insert", "update", "delete"},
+    "undrift.upload_chunks": {"insert", "update", "delete"},
     "undrift.sessions": {"insert", "update", "delete"},
     "undrift_keys.passwords": {"insert", "update", "delete"},
     "undrift_keys.subjects": {"insert", "update", "delete"},

@@ -1,0 +1,114 @@
+"""Files that grow by chunks: one sparse file for each upload, its chunks written in place in any order."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+from pathlib import Path
+
+import blake3
+
+from domain import errors
+
+_PIECE = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Sink:
+    """Where one chunk goes: in place, or beside it until it is whole. All methods block."""
+
+    def __init__(self, path: Path, offset: int, *, beside: Path | None = None) -> None:
+        self._path, self._offset, self._beside = path, offset, beside
+        flags = os.O_WRONLY if beside is None else os.O_RDWR | os.O_CREAT | os.O_TRUNC
+        self._descriptor = os.open(beside or path, flags | os.O_CLOEXEC, 0o600)
+        self._at = offset if beside is None else 0
+        self._hasher = blake3.blake3()
+        self.length = 0
+
+    def write(self, data: bytes) -> None:
+        """Raises errors.StorageFull."""
+        view = memoryview(data)
+        self._hasher.update(data)
+        try:
+            while view:
+                written = os.pwrite(self._descriptor, view, self._at + self.length)
+                self.length += written
+                view = view[written:]
+        except OSError as error:
+            raise errors.StorageFull() if error.errno in _FULL else error from None
+
+    def digest(self) -> str:
+        """BLAKE3 of what was written, hexadecimal."""
+        return self._hasher.hexdigest()
+
+    def settle(self) -> None:
+        """What was written beside comes into place."""
+        if self._beside is None:
+            return
+        with self._path.open("r+b") as target:
+            done = 0
+            while done < self.length:
+                piece = os.pread(self._descriptor, _PIECE, done)
+                os.pwrite(target.fileno(), piece, self._offset + done)
+                done += len(piece)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+        if self._beside is not None:
+            with contextlib.suppress(FileNotFoundError):
+                self._beside.unlink()
+
+
+class Uploads:
+    """The files of uploads under a directory. All methods block: call them in threads."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def path(self, id: str) -> Path:
+        return self._directory / id
+
+    def make(self, id: str, size: int) -> None:
+        """Raises errors.StorageFull where there is no room for all of it."""
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(self.path(id), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if size:
+                os.posix_fallocate(descriptor, 0, size)
+        except OSError as error:
+            self.remove(id)
+            raise errors.StorageFull() if error.errno in _FULL else error from None
+        finally:
+            os.close(descriptor)
+
+    def exists(self, id: str) -> bool:
+        return self.path(id).exists()
+
+    def sink(self, id: str, offset: int, beside: str | None = None) -> Sink:
+        """Raises FileNotFoundError for an upload that is over."""
+        return Sink(self.path(id), offset, beside=None if beside is None else self._directory / f"{id}.{beside}")
+
+    def hashes(self, id: str) -> tuple[str, str]:
+        """(BLAKE3, SHA-256) of the whole, hexadecimal; durable once this returns."""
+        first, second = blake3.blake3(), hashlib.sha256()
+        with self.path(id).open("rb") as file:
+            os.fsync(file.fileno())
+            while piece := file.read(_PIECE):
+                first.update(piece)
+                second.update(piece)
+        return first.hexdigest(), second.hexdigest()
+
+    def damaged(self, id: str, chunk_size: int, digests: dict[int, str]) -> list[int]:
+        """Chunks that are not any more what they were when they came."""
+        found = []
+        with self.path(id).open("rb") as file:
+            for index, digest in sorted(digests.items()):
+                if blake3.blake3(os.pread(file.fileno(), chunk_size, index * chunk_size)).hexdigest() != digest:
+                    found.append(index)
+        return found
+
+    def remove(self, id: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.path(id).unlink()
