@@ -15,8 +15,9 @@ from domain.policies import Policy
 from domain.schedules import Schedule
 from infra.config import IntegrationDeclared, InvalidSetting, Settings
 from infra.eventstore.store import Store
+from infra.vault import Vault
 from projections import integrations as integrations_read
-from services import roots
+from services import roots, vaulted
 
 
 def new_id() -> str:
@@ -129,11 +130,16 @@ def _written(name: str, value: dict[str, Any] | None, kind: type[Any]) -> Any:
         raise errors.Invalid(f"{name}: {error}") from None
 
 
-async def declare(store: Store, declared: Sequence[IntegrationDeclared]) -> int:
-    """Creates and changes what the configuration file declares; answers the position where that is done."""
+async def declare(store: Store, vault: Vault, declared: Sequence[IntegrationDeclared]) -> int:
+    """Creates and changes what the configuration file declares, its secrets sealed; answers the position where that is
+    done."""
     position = 0
     for one in declared:
-        create = _declared(one)
+        stream = messages.stream(integrations.STREAM, "main", one.id)
+        before = (await store.load(integrations, stream)).state
+        there = before.name is not None
+        config = await vaulted.sealed(vault, "main", one.kind, one.id, one.config, before.config if there else None)
+        create = msgspec.structs.replace(_declared(one), config=Raw(msgspec.json.encode(config)))
         change = integrations.Change(
             name=create.name,
             config=create.config,
@@ -143,8 +149,6 @@ async def declare(store: Store, declared: Sequence[IntegrationDeclared]) -> int:
             else create.schedule,
             policy=create.policy,
         )
-        stream = messages.stream(integrations.STREAM, "main", one.id)
-        there = (await store.load(integrations, stream)).state.name is not None
         try:
             done = await store.execute(integrations, one.id, change if there else create)
         except errors.AlreadyExists:  # another process declared it at this moment

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from domain import errors, integrations, jobs, kinds, messages, network
 from infra.db import Database
 from infra.eventstore.store import Store
+from infra.vault import Vault
 from services import integrations as declarations
 from services.main import Process
 from services.projector import TRANSIENT
@@ -70,7 +71,7 @@ async def queued(
 async def at_start(process: Process) -> str:
     """Queues a run unless one is open; answers its stream."""
     store, tenant = process.store, "main"
-    await declarations.declare(store, process.settings.integrations)
+    await declarations.declare(store, Vault(process.db, process.master), process.settings.integrations)
     found = await under_way(process.db, store, tenant)
     if found is not None:
         return found.stream

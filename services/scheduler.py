@@ -18,6 +18,7 @@ from domain import integrations as domain
 from infra.eventstore.recorder import Guard, Key
 from infra.eventstore.store import Wish
 from infra.leases import Lease
+from infra.vault import Vault
 from projections import integrations as integrations_read
 from projections.integrations import Open, Row
 from services import integrations, projector
@@ -58,7 +59,9 @@ class Scheduler:
             while True:
                 try:
                     if not declared:
-                        await integrations.declare(self._process.store, settings.integrations)
+                        await integrations.declare(
+                            self._process.store, Vault(self._process.db, self._process.master), settings.integrations
+                        )
                         declared = True
                     if await self._leads():
                         await self.tick()

@@ -64,6 +64,9 @@ async def _owner(call: Call) -> integrations_read.Row:
     process, id = call.api.process, call.path("integration_id")
     vault = Vault(process.db, process.master)
     rows = [row for row in await integrations_read.by_id(process.db, id) if row.kind == KIND]
+    if not rows:  # perhaps it was created a moment ago
+        await call.api.reads.reached(await process.store.head(), process.settings.gateway.read_wait_s)
+        rows = [row for row in await integrations_read.by_id(process.db, id) if row.kind == KIND]
     if not rows:
         raise errors.NotFound("There is no such integration", kind="integration")
     signature = call.fields.get(b"x-plane-signature", b"").strip().lower()

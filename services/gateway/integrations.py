@@ -333,7 +333,8 @@ async def initialize(call: Call) -> Any:
 async def _initialized(call: Call) -> tuple[Initialized, int]:
     """What is so now: no event tells it, so under a key it is remembered."""
     process = call.api.process
-    position = await declarations.declare(process.store, process.settings.integrations)
+    vault = Vault(process.db, process.master)
+    position = await declarations.declare(process.store, vault, process.settings.integrations)
     call.api.reads.wrote(call.principal.actor, position)
     position = await call.caught_up()
     found = await integrations_read.list_(process.db, call.tenant)

@@ -13,6 +13,7 @@ from msgspec import Meta, Struct
 from domain import errors, items, jobs, messages, network
 from domain.plans import network as plan
 from infra.eventstore.store import Wish
+from infra.vault import Vault
 from projections import network as network_read
 from services import integrations as declarations
 from services import network as runs
@@ -140,7 +141,7 @@ class Desk:
         found = await runs.under_way(process.db, process.store, call.tenant) if asked is None else None
         if found is not None:
             return found
-        await declarations.declare(process.store, process.settings.integrations)
+        await declarations.declare(process.store, Vault(process.db, process.master), process.settings.integrations)
         deadline = datetime.now(UTC) + timedelta(seconds=process.settings.network.wait_s) if waits else None
         run = await runs.queued(process.store, call.tenant, plan=asked, waited=waits, deadline=deadline)
         done = await call.execute([Wish(jobs, run.ticket.job, jobs.Queue(run), fresh=True)])

@@ -33,7 +33,7 @@ class Plane:
         self._archived: set[str] = set()
         self._seen: dict[str, set[str]] = {entity: set() for entity in plane.ENTITIES}
         self._enumerated: set[tuple[str, str]] = set()
-        self._rescans = self._kept = 0
+        self._rescans = self._kept = self._told = 0
         self._client = Client(context, self._spec)
 
     def observe(self, cursor: Any | None) -> Iterator[Page]:
@@ -116,11 +116,19 @@ class Plane:
         else:
             self._note(listing, project, entity)
 
+    def _tell(self, entity: str, found: Found) -> None:
+        """A line for each page at first, then one for every so many items, and for each list's end."""
+        count = len(self._seen[entity])
+        if entity == plane.WORK_ITEMS and found.rows and (found.done or count < 1000 or count >= self._told + 1000):
+            self._told = count
+            self._context.log("info", f"Processed {count} work items")
+
     def _page(self, project: str, entity: str, done: int, found: Found) -> Page:
         self._seen[entity].update(plane.item_id(entity, row, project) for row in found.rows)
         self._place = replace(
             self._place, project=project, entity=entity, cursor=found.cursor, scan=found.scan, done=found.done
         )
+        self._tell(entity, found)
         part = found.scan.pages * self._spec.per_page / max(found.scan.last or 1, 1)
         items = [_item(entity, row, project) for row in found.rows]
         percent = plane.percent(done, len(self._projects), part)

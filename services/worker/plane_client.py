@@ -128,8 +128,8 @@ class Client:
             self._remote.learn(self._name)
             raise
         wait = remote.seconds(answer.headers.get("retry-after")) if answer.status in (429, 503) else None
-        left, reset = _number(answer.headers.get("x-ratelimit-remaining")), answer.headers.get("x-ratelimit-reset")
-        self._remote.learn(self._name, None if left is None else int(left), _number(reset), wait)
+        left, reset = _number(answer.headers.get("x-ratelimit-remaining")), _reset(answer)
+        self._remote.learn(self._name, None if left is None else int(left), reset, wait)
         return answer
 
     def _read(self, answer: remote.Response, read: Callable[[Any], T]) -> T:
@@ -175,8 +175,14 @@ def _number(text: str | None) -> float | None:
     return found if found is not None and found < 2**40 else None
 
 
-def _until_reset(answer: remote.Response) -> float | None:
+def _reset(answer: remote.Response) -> float | None:
+    """When the window ends, of which only whole seconds are told."""
     at = _number(answer.headers.get("x-ratelimit-reset"))
+    return None if at is None else at + 1
+
+
+def _until_reset(answer: remote.Response) -> float | None:
+    at = _reset(answer)
     return None if at is None else max(0.0, at - datetime.now(UTC).timestamp())
 
 
