@@ -14,14 +14,16 @@ import sys
 import tempfile
 import time
 import uuid
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import asyncpg
+import uvloop
 
 from infra import embedded, processes
-from tests.benchmarks import load
+from tests.benchmarks import cpu, load
 
 PEER = """
 import asyncpg, sys, uvicorn
@@ -73,8 +75,8 @@ def instance() -> Iterator[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def peer(database_url: str) -> Iterator[str]:
-    """FastAPI and a pool on the same server; yields the address of its one route."""
+def peer(database_url: str) -> Iterator[tuple[str, int]]:
+    """FastAPI and a pool on the same server; yields the address of its one route, and its process id."""
     asyncio.run(_table(database_url))
     port = processes.choose_port()
     program = subprocess.Popen([sys.executable, "-c", PEER, database_url, str(port)])
@@ -83,7 +85,7 @@ def peer(database_url: str) -> Iterator[str]:
             with contextlib.suppress(OSError), __import__("socket").create_connection(("127.0.0.1", port), 0.2):
                 break
             time.sleep(0.05)
-        yield f"http://127.0.0.1:{port}/commands"
+        yield f"http://127.0.0.1:{port}/commands", program.pid
     finally:
         program.terminate()
         program.wait(10)
@@ -98,13 +100,21 @@ async def _table(database_url: str) -> None:
     await connection.close()
 
 
-def _bodies() -> Callable[[], bytes]:
+def _bodies(root: str) -> Callable[[], bytes]:
+    """Bodies of commands, each of a new integration; the peer gets the same."""
     numbers = itertools.count()
-    prefix = uuid.uuid4().hex[:8]
-    config = {"sourceDirectory": "ROOT/a", "targetDirectory": "ROOT/b"}
+    config = json.dumps({"sourceDirectory": f"{root}/a", "targetDirectory": f"{root}/b"})
+    start = f'{{"id": "b{uuid.uuid4().hex[:8]}-'.encode()
+    end = f'", "name": "n", "kind": "files", "config": {config}}}'.encode()
+    return lambda: b"%b%d%b" % (start, next(numbers), end)
+
+
+def _requests(url: str, bodies: Callable[[], bytes], headers: tuple[str, ...] = ()) -> Callable[[], bytes]:
+    head = load.request("POST", url, b"", (*headers, "content-type: application/json")).removesuffix(b"\r\n")
 
     def make() -> bytes:
-        return json.dumps({"id": f"b{prefix}-{next(numbers)}", "name": "n", "kind": "files", "config": config}).encode()
+        body = bodies()
+        return b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
 
     return make
 
@@ -112,46 +122,89 @@ def _bodies() -> Callable[[], bytes]:
 def run(quick: bool) -> list[dict[str, Any]]:
     """Commands/s with 32 connections beside the peer's inserts, in turn, without and with a pg_dump running."""
     seconds, rounds = (1.0, 2) if quick else (3.0, 5)
-    with instance() as ready, peer(ready["database_url"]) as address:
+    with instance() as ready, peer(ready["database_url"]) as other:
         rows = [
-            _versus(ready, address, seconds, rounds, dumping=False),
-            _versus(ready, address, seconds, rounds, dumping=True),
+            _versus(ready, other, seconds, rounds, dumping=False),
+            _versus(ready, other, seconds, rounds, dumping=True),
         ]
         rows.append(_visibility(ready, seconds, rows[0]["ours_per_s"] / 2))
     return rows
 
 
-def _versus(ready: dict[str, Any], address: str, seconds: float, rounds: int, *, dumping: bool) -> dict[str, Any]:
-    bodies = _bodies()
-    root = str(Path(ready["data_dir"]) / "files") if "data_dir" in ready else _root(ready)
-    token = f"authorization: Bearer {ready['admin_token']}"
-    ours_url = ready["url"] + "/api/sync/integrations"
+class _Side:
+    """One of the two: what it answers, what that costs its processes, and how far behind its answers it is after."""
 
-    def ours() -> bytes:
-        return load.request("POST", ours_url, bodies().replace(b"ROOT", root.encode()), (token,))
+    def __init__(self, url: str, make: Callable[[], bytes], processes: dict[str, int]) -> None:
+        self.url, self._make, self._processes = url, make, processes
+        self.loads: list[load.Load] = []
+        self.costs: list[dict[str, int]] = []
 
-    def theirs() -> bytes:
-        return load.request("POST", address, bodies())
+    def burst(self, seconds: float) -> None:
+        before = cpu.seconds(self._processes)
+        done = load.run(self.url, self._make, 32, seconds)
+        assert not done.failures
+        self.loads.append(done)
+        self.costs.append(cpu.per_request(before, cpu.seconds(self._processes), done.per_second * seconds))
 
-    measured: dict[str, list[load.Load]] = {"ours": [], "peer": []}
+    def warm(self) -> None:
+        load.run(self.url, self._make, 32, 0.5)
+
+    def median(self, name: str) -> float:
+        return round(float(statistics.median(getattr(one, name) for one in self.loads)), 2)
+
+    def cost(self) -> str:
+        found = {name: round(statistics.median(one[name] for one in self.costs)) for name in self._processes}
+        return f"{sum(found.values())}: " + ", ".join(f"{name} {us}" for name, us in found.items() if us)
+
+
+def _versus(
+    ready: dict[str, Any], other: tuple[str, int], seconds: float, rounds: int, *, dumping: bool
+) -> dict[str, Any]:
+    bodies = _bodies(_root(ready))
+    url = ready["url"] + "/api/sync/integrations"
+    ours = _Side(
+        url, _requests(url, bodies, (f"authorization: Bearer {ready['admin_token']}",)), dict(ready["processes"])
+    )
+    theirs = _Side(
+        other[0], _requests(other[0], bodies), {"fastapi": other[1], "postgres": ready["processes"]["postgres"]}
+    )
+    behind: list[tuple[int, float]] = []
     with _dump(ready["database_url"]) if dumping else contextlib.nullcontext():
-        load.run(ours_url, ours, 32, 0.5)
-        load.run(address, theirs, 32, 0.5)
+        for side in (ours, theirs):
+            side.warm()
+        asyncio.run(_drained(ready["database_url"]))
         for number in range(rounds):
-            order = [("ours", ours_url, ours), ("peer", address, theirs)]
-            for name, url, make in order if number % 2 == 0 else reversed(order):
-                measured[name].append(load.run(url, make, 32, seconds))
-    assert not any(one.failures for many in measured.values() for one in many)
-    ratios = [a.per_second / b.per_second for a, b in zip(measured["ours"], measured["peer"], strict=True)]
+            for side in (ours, theirs) if number % 2 == 0 else (theirs, ours):
+                side.burst(seconds)
+                if side is ours:  # nobody pays for what we have put off
+                    behind.append(asyncio.run(_drained(ready["database_url"])))
+    ratios = [a.per_second / b.per_second for a, b in zip(ours.loads, theirs.loads, strict=True)]
     return {
         "what": "POST of a command" + (", while pg_dump runs" if dumping else ""),
-        "ours_per_s": statistics.median(one.per_second for one in measured["ours"]),
-        "peer_per_s": statistics.median(one.per_second for one in measured["peer"]),
-        "ratio": statistics.median(ratios),
-        "p50_ms": statistics.median(one.p50_ms for one in measured["ours"]),
-        "p99_ms": statistics.median(one.p99_ms for one in measured["ours"]),
+        "ours_per_s": ours.median("per_second"),
+        "peer_per_s": theirs.median("per_second"),
+        "ratio": round(statistics.median(ratios), 2),
+        "p50_ms": ours.median("p50_ms"),
+        "p99_ms": ours.median("p99_ms"),
+        "behind": f"{max(events for events, _ in behind)} events, {max(s for _, s in behind):.2f} s",
         "must": ">= 2.3 x FastAPI + pool",
+        "cpu_us_each": ours.cost(),
+        "peer_cpu_us_each": theirs.cost(),
     }
+
+
+async def _drained(database_url: str) -> tuple[int, float]:
+    """How many events the read models were behind the log, and how long it took until they were not."""
+    connection = await asyncpg.connect(database_url)
+    began = time.perf_counter()
+    head = await connection.fetchval("select max(pos) from undrift.events")
+    first = position = await connection.fetchval("select min(pos) from undrift.tracking")
+    async with asyncio.timeout(120):
+        while position < head:
+            await asyncio.sleep(0.01)
+            position = await connection.fetchval("select min(pos) from undrift.tracking")
+    await connection.close()
+    return head - first, time.perf_counter() - began
 
 
 def _root(ready: dict[str, Any]) -> str:
@@ -174,45 +227,34 @@ def _dump(database_url: str) -> Iterator[None]:
 
 def _visibility(ready: dict[str, Any], seconds: float, rate: float) -> dict[str, Any]:
     """From a command's answer to the read models' having passed its position, at half load."""
-    delays = asyncio.run(_delays(ready, seconds, rate))
+    delays = uvloop.run(_delays(ready, seconds, rate))
     quantiles = statistics.quantiles(delays, n=100)
     return {
         "what": "command answered -> visible, at half load",
-        "ours_per_s": len(delays) / seconds,
-        "p50_ms": quantiles[49] * 1000,
-        "p99_ms": quantiles[98] * 1000,
+        "ours_per_s": round(len(delays) / seconds, 1),
+        "p50_ms": round(quantiles[49] * 1000, 2),
+        "p99_ms": round(quantiles[98] * 1000, 2),
         "must": "aim: 10 and 50 ms on an idle machine",
     }
 
 
 async def _delays(ready: dict[str, Any], seconds: float, rate: float) -> list[float]:
-    import aiohttp
-
     applied: list[tuple[int, float]] = []
     connection = await asyncpg.connect(ready["database_url"])
     await connection.add_listener("undrift_applied", lambda *args: applied.append((int(args[3]), time.perf_counter())))
     answered: list[tuple[int, float]] = []
-    bodies, root = _bodies(), _root(ready).encode()
-    headers = {"authorization": f"Bearer {ready['admin_token']}", "content-type": "application/json"}
-    async with aiohttp.ClientSession(headers=headers) as session:
 
-        async def client(every: float) -> None:
-            until = time.perf_counter() + seconds
-            while time.perf_counter() < until:
-                started = time.perf_counter()
-                data = bodies().replace(b"ROOT", root)
-                async with session.post(ready["url"] + "/api/sync/integrations", data=data) as response:
-                    answered.append((int(response.headers["undrift-position"]), time.perf_counter()))
-                await asyncio.sleep(max(0.0, every - (time.perf_counter() - started)))
+    def heard(head: bytes, at: float) -> None:
+        position = head.partition(b"undrift-position: ")[2].partition(b"\r\n")[0]
+        answered.append((int(position), at))
 
-        clients = 16
-        await asyncio.gather(*(client(clients / max(rate, 1.0)) for _ in range(clients)))
-        await asyncio.sleep(2)
+    url = ready["url"] + "/api/sync/integrations"
+    make = _requests(url, _bodies(_root(ready)), (f"authorization: Bearer {ready['admin_token']}",))
+    await load.measure(url, make, 16, seconds, rate, heard)
+    await asyncio.sleep(2)
     await connection.close()
     applied.sort()
     positions = [position for position, _ in applied]
-    from bisect import bisect_left
-
     return [
         max(applied[index][1] - at, 0.0)
         for position, at in answered
