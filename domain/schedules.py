@@ -22,6 +22,7 @@ from domain import errors
 Overlap = Literal["queue", "skip", "cancel_other"]
 CatchUp = Literal["none", "one", "all"]
 Entry = Literal["main", "full"]
+ENTRIES: tuple[Entry, ...] = ("main", "full")
 
 INTERVAL_MAX = 31_536_000
 JITTER_MAX = 86_400
@@ -97,6 +98,17 @@ def fires(timing: Timing, due: datetime) -> datetime:
         return due
     digest = hashlib.sha256(f"{timing.name}/{due.astimezone(UTC).isoformat()}".encode()).digest()
     return due + timedelta(milliseconds=int.from_bytes(digest[:8], "big") % (timing.jitter * 1000 + 1))
+
+
+def first(name: str, schedule: Schedule | None, at: datetime) -> datetime | None:
+    """When a schedule that begins then fires first, whichever entry it is."""
+    found = []
+    for entry in ENTRIES:
+        series = timing(name, schedule, entry)
+        due = None if series is None else after(series, at)
+        if series is not None and due is not None:
+            found.append(fires(series, due))
+    return min(found, default=None)
 
 
 def ripe(timing: Timing, due: datetime, now: datetime) -> Iterator[datetime]:

@@ -1,25 +1,25 @@
-"""Integrations: what the Sync Management document starts, stops and shows, and how they come and go."""
+"""Integrations: what the Sync Management document starts and stops, and how they come, change and go."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
 import structlog
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+from msgspec.structs import replace
 
 from domain import answers, errors, integrations, jobs, kinds, messages
 from infra.eventstore.store import Done, Wish
 from infra.vault import Vault
 from projections import integrations as integrations_read
-from projections import jobs as jobs_read
 from services import integrations as declarations
 from services import roots, vaulted
+from services.gateway import integrations_shapes as shapes
 from services.gateway import jobs as job_routes
-from services.gateway.dialects import JOBS, Timestamp, timestamp_ms
-from services.gateway.routes import Call, Route
+from services.gateway.integrations_shapes import Integration
+from services.gateway.routes import Call
 
 log = structlog.get_logger("gateway")
 
@@ -29,67 +29,26 @@ Id = Annotated[str, Meta(extra_json_schema={"pattern": "^[a-z0-9][a-z0-9-]{0,63}
 Seconds = Annotated[int, Meta(ge=1, le=integrations.INTERVAL_MAX)]
 
 
-class Integration(Struct, rename="camel"):
-    """`config` is without its secrets, which stay when a change leaves them out; the answer to a change has no times
-    of syncs."""
-
-    integration_id: str
-    name: str
-    kind: str
-    status: str
-    sync_interval: int | None
-    config: Raw
-    created_at: Timestamp
-    last_sync: Timestamp | UnsetType | None = UNSET
-    next_sync: Timestamp | UnsetType | None = UNSET
-
-
-class Listing(Struct):
-    integrations: list[Integration]
-    total: int
-
-
-class CurrentJob(Struct):
-    id: str
-    status: str
-    progress: int
-
-
-class Stats(Struct, rename="camel"):
-    total_jobs: int
-    success_rate: float
-    average_duration: int
-
-
-class Status(Struct, rename="camel"):
-    integration_id: str
-    name: str
-    status: str
-    last_sync: Timestamp | None
-    next_sync: Timestamp | None
-    sync_interval: int | None
-    stats: Stats
-    current_job: CurrentJob | UnsetType = UNSET
-
-
-class Statuses(Struct):
-    integrations: list[Status]
-
-
 class Create(Struct, rename="camel"):
+    """`syncInterval` is short for `schedule.every`."""
+
     name: Name
     kind: Kind
     config: dict[str, Any]
     id: Id | None = None
     sync_interval: Seconds | None = None
+    schedule: declarations.StrictSchedule | None = None
+    policy: declarations.StrictPolicy | None = None
 
 
 class Change(Struct, rename="camel"):
-    """What is left out stays; `syncInterval: null` takes the schedule away."""
+    """What is left out stays; `syncInterval` alone leaves the rest of the schedule as it is, and null takes it away."""
 
     name: Name | UnsetType = UNSET
     config: dict[str, Any] | UnsetType = UNSET
     sync_interval: Seconds | UnsetType | None = UNSET
+    schedule: declarations.StrictSchedule | UnsetType | None = UNSET
+    policy: declarations.StrictPolicy | UnsetType | None = UNSET
 
 
 class Start(Struct, rename="camel"):
@@ -123,95 +82,14 @@ class Initialized(Struct, rename="camel"):
     integrations_found: int
 
 
-def _status(row: integrations_read.Row) -> str:
-    if not row.active:
-        return "stopped"
-    return "error" if row.last_failed else "active"
-
-
-def _shape(row: integrations_read.Row) -> Integration:
-    return Integration(
-        integration_id=row.id,
-        name=row.name,
-        kind=row.kind,
-        status=_status(row),
-        sync_interval=row.interval,
-        config=vaulted.shown(row.kind, row.config),
-        created_at=timestamp_ms(row.created_at),
-        last_sync=None if row.last_sync is None else timestamp_ms(row.last_sync),
-        next_sync=None if row.next_due is None else timestamp_ms(row.next_due),
-    )
-
-
-async def _find(call: Call) -> integrations_read.Row:
-    row = await integrations_read.get(call.api.process.db, call.tenant, call.path("integration_id"))
-    if row is None:
-        raise errors.NotFound("There is no such integration", kind="integration")
-    return row
-
-
-async def list_(call: Call) -> Any:
-    position = await call.caught_up()
-    rows = await integrations_read.list_(call.api.process.db, call.tenant)
-    return call.reply(Listing([_shape(row) for row in rows], len(rows)), position)
-
-
-async def show(call: Call) -> Any:
-    position = await call.caught_up()
-    return call.reply(_shape(await _find(call)), position)
-
-
-async def statuses(call: Call) -> Any:
-    position = await call.caught_up()
-    database = call.api.process.db
-    rows = await integrations_read.list_(database, call.tenant)
-    current: dict[str, jobs_read.Row] = {}
-    for job in await jobs_read.open_jobs(database, call.tenant):
-        if job.integration is not None and (job.integration not in current or job.status != "queued"):
-            current[job.integration] = job
-    return call.reply(Statuses([_described(row, current.get(row.id)) for row in rows]), position)
-
-
-def _described(row: integrations_read.Row, job: jobs_read.Row | None) -> Status:
-    finished = row.completed + row.failed
-    return Status(
-        integration_id=row.id,
-        name=row.name,
-        status=_status(row),
-        last_sync=None if row.last_sync is None else timestamp_ms(row.last_sync),
-        next_sync=None if row.next_due is None else timestamp_ms(row.next_due),
-        sync_interval=row.interval,
-        stats=Stats(
-            total_jobs=row.total,
-            success_rate=round(row.completed / finished, 2) if finished else 0.0,
-            average_duration=row.duration_ms // row.completed if row.completed else 0,
-        ),
-        current_job=UNSET if job is None else CurrentJob(job.id, job.status, job.progress),
-    )
-
-
 async def create(call: Call) -> Any:
     body = await call.body(Create)
     checked = _check_config(call, body.kind, body.config)
+    integrations.decide(_create_command(body, "i", Raw(b"{}")), integrations.initial)  # before anything is sealed
     done = await call.earlier(integrations)
     if done is None:
         done = await _create(call, body, checked)
-    first = done.events[0]
-    assert isinstance(first.event, integrations.Created)
-    interval = first.event.interval
-    next_due = None if interval is None else integrations_read.after(first.recorded_at, interval)
-    made = Integration(
-        integration_id=first.id,
-        name=first.event.name,
-        kind=first.event.kind,
-        status="active",
-        sync_interval=interval,
-        config=vaulted.shown(first.event.kind, first.event.config),
-        created_at=timestamp_ms(first.recorded_at),
-        last_sync=None,
-        next_sync=None if next_due is None else timestamp_ms(next_due),
-    )
-    return call.reply(made, done.position)
+    return call.reply(shapes.created(done.events[0]), done.position)
 
 
 def _check_config(call: Call, kind: str, config: dict[str, Any]) -> Any:
@@ -249,8 +127,20 @@ async def _wish(call: Call, body: Create, checked: Any, id: str) -> Wish:
         config = await _sealed(call, body.kind, id, body.config)
     else:
         config = Raw(msgspec.json.encode(checked))
-    command = integrations.Create(id=id, name=body.name, kind=body.kind, config=config, interval=body.sync_interval)
-    return Wish(integrations, id, command, fresh=True)  # if it is not, the append says so
+    # If it is not fresh, the append says so.
+    return Wish(integrations, id, _create_command(body, id, config), fresh=True)
+
+
+def _create_command(body: Create, id: str, config: Raw) -> integrations.Create:
+    return integrations.Create(
+        id=id,
+        name=body.name,
+        kind=body.kind,
+        config=config,
+        interval=body.sync_interval,
+        schedule=declarations.schedule(body.schedule),
+        policy=declarations.policy(body.policy),
+    )
 
 
 async def change(call: Call) -> Any:
@@ -262,26 +152,24 @@ async def change(call: Call) -> Any:
         before = (await call.api.process.store.load(integrations, stream)).state
         if before.name is None:
             raise errors.NotFound("There is no such integration", kind="integration")
-        config = UNSET if body.config is UNSET else await _sealed(call, before.kind, id, body.config, before.config)
-        command = integrations.Change(name=body.name, config=config, interval=body.sync_interval)
+        command = integrations.Change(
+            name=body.name,
+            interval=body.sync_interval,
+            schedule=UNSET if body.schedule is UNSET else declarations.schedule(body.schedule),
+            policy=UNSET if body.policy is UNSET else declarations.policy(body.policy),
+        )
+        integrations.decide(command, before)  # before anything is sealed
+        if body.config is not UNSET:
+            config = await _sealed(call, before.kind, id, body.config, before.config)
+            command = replace(command, config=config)
         done = await call.execute([Wish(integrations, id, command)])
     return call.reply(await _changed(call, id, stream, done), done.position)
 
 
 async def _changed(call: Call, id: str, stream: str, done: Done) -> Integration:
-    """From the events alone, so without what passes: when it was synced, and when it will be."""
     recorded = await call.api.process.store.stream(stream, until=done.position)
     created = next(one for one in reversed(recorded) if isinstance(one.event, integrations.Created))
-    state = done.state
-    return Integration(
-        integration_id=id,
-        name=state.name,
-        kind=state.kind,
-        status="active" if state.active else "stopped",
-        sync_interval=state.interval,
-        config=vaulted.shown(state.kind, state.config),
-        created_at=timestamp_ms(created.recorded_at),
-    )
+    return shapes.changed(id, created.recorded_at, done.state)
 
 
 async def delete(call: Call) -> Any:
@@ -333,112 +221,11 @@ async def initialize(call: Call) -> Any:
 async def _initialized(call: Call) -> tuple[Initialized, int]:
     """What is so now: no event tells it, so under a key it is remembered."""
     process = call.api.process
-    vault = Vault(process.db, process.master)
-    position = await declarations.declare(process.store, vault, process.settings.integrations)
+    position = await declarations.declare(
+        process.store, Vault(process.db, process.master), process.settings.integrations
+    )
     call.api.reads.wrote(call.principal.actor, position)
     position = await call.caught_up()
     found = await integrations_read.list_(process.db, call.tenant)
     state = "running" if await process.leases.alive("scheduler") else "stopped"
     return Initialized(True, "Sync system initialized", state, len(found)), position
-
-
-_READ = (400, 401, 403, 404, 503)
-_WRITE = (400, 401, 403, 404, 409, 413, 415, 422, 503)
-_ONE = "/api/sync/integrations/{integration_id:str}"
-
-ROUTES: Sequence[Route] = (
-    Route(
-        "POST",
-        "/api/sync/initialize",
-        initialize,
-        JOBS,
-        "Load the declared integrations and say whether the scheduler runs",
-        needs="jobs:write",
-        answers={200: Initialized},
-        errors=(400, 401, 403, 503),
-    ),
-    Route(
-        "GET",
-        "/api/sync/integrations/status",
-        statuses,
-        JOBS,
-        "How every integration is doing",
-        needs="jobs:read",
-        answers={200: Statuses},
-        errors=(400, 401, 403, 503),
-    ),
-    Route(
-        "GET",
-        "/api/sync/integrations",
-        list_,
-        JOBS,
-        "List integrations",
-        needs="jobs:read",
-        answers={200: Listing},
-        errors=(400, 401, 403, 503),
-    ),
-    Route(
-        "POST",
-        "/api/sync/integrations",
-        create,
-        JOBS,
-        "Create an integration",
-        needs="jobs:write",
-        body=Create,
-        answers={200: Integration},
-        errors=_WRITE,
-    ),
-    Route(
-        "GET",
-        _ONE,
-        show,
-        JOBS,
-        "One integration",
-        needs="jobs:read",
-        answers={200: Integration},
-        errors=_READ,
-    ),
-    Route(
-        "PUT",
-        _ONE,
-        change,
-        JOBS,
-        "Change an integration",
-        needs="jobs:write",
-        body=Change,
-        answers={200: Integration},
-        errors=_WRITE,
-    ),
-    Route(
-        "DELETE",
-        _ONE,
-        delete,
-        JOBS,
-        "Delete an integration; its jobs are stopped and stay listed",
-        needs="jobs:write",
-        answers={200: Deleted},
-        errors=_WRITE,
-    ),
-    Route(
-        "POST",
-        _ONE + "/start",
-        start,
-        JOBS,
-        "Turn the schedule on, and sync at once unless told otherwise",
-        needs="jobs:write",
-        body=Start,
-        body_required=False,
-        answers={200: Started},
-        errors=_WRITE,
-    ),
-    Route(
-        "POST",
-        _ONE + "/stop",
-        stop,
-        JOBS,
-        "Turn the schedule off and stop what runs",
-        needs="jobs:write",
-        answers={200: Stopped},
-        errors=_WRITE,
-    ),
-)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from domain import errors, integrations, jobs, kinds, messages
+from domain import errors, integrations, jobs, kinds, messages, schedules
 from infra.eventstore.recorder import Claimed
 from infra.eventstore.store import Done, Wish
 from projections import integrations as integrations_read
@@ -187,11 +187,14 @@ async def _interval_changed(call: Call, integration: str, done: Done) -> Interva
     if not done.events:
         await call.caught_up()
         row = await integrations_read.get(call.api.process.db, call.tenant, integration)
-        due = None if row is None or row.next_due is None else timestamp_ms(row.next_due)
+        due = None if row is None or row.next_fires is None else timestamp_ms(row.next_fires)
         return IntervalChanged(True, id, new, new, due)
     changed = done.events[0]
     before = await call.api.process.store.load(integrations, changed.stream, until=changed.position - 1)
-    due = timestamp_ms(changed.recorded_at + timedelta(seconds=new)) if done.state.active else None
+    timing = schedules.timing(f"{call.tenant}/{integration}", done.state.schedule)
+    due = None
+    if done.state.active and timing is not None:
+        due = timestamp_ms(schedules.fires(timing, changed.recorded_at + timedelta(seconds=new)))
     return IntervalChanged(True, id, before.state.interval, new, due)
 
 

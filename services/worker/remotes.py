@@ -64,7 +64,7 @@ select $5, $6, name from heard where $6::text is not null on conflict do nothing
 _QUOTAS = """\
 select distinct on (u.integration) u.integration, r.remaining, r.reset_at, r.not_before
 from undrift.remote_uses u join undrift.remotes r on r.name = u.remote
-where u.tenant = $1 order by u.integration, r.updated_at desc
+where u.tenant = $1 and ($2::text is null or u.integration = $2) order by u.integration, r.updated_at desc
 """
 
 
@@ -108,7 +108,7 @@ class Remotes:
         left = None if remaining is None else min(max(remaining, 0), _MOST)
         await self._database.execute(_LEARN, self._name(remote), left, reset_at, wait, tenant, integration)
 
-    async def quotas(self, tenant: str) -> dict[str, Quota]:
-        """By integration, of the remote that it heard from last."""
-        rows = await self._database.fetch(_QUOTAS, tenant)
+    async def quotas(self, tenant: str, integration: str | None = None) -> dict[str, Quota]:
+        """By integration, of all or that one: what the remote allows that it heard from last."""
+        rows = await self._database.fetch(_QUOTAS, tenant, integration)
         return {row["integration"]: Quota(row["remaining"], row["reset_at"], row["not_before"]) for row in rows}

@@ -30,7 +30,8 @@ def sample(hint: Any) -> Any:
     if get_args(hint):
         return sample(next(part for part in get_args(hint) if part is not type(None)))
     if issubclass(hint, msgspec.Struct):
-        return {"id": "a", "name": "b", "kind": "files", "sync_interval": 60, "config": {"sourceDirectory": "/a"}}
+        declared = {"id": "a", "name": "b", "kind": "files", "sync_interval": 60, "config": {"sourceDirectory": "/a"}}
+        return {**declared, "schedule": {"jitter": 5}, "policy": {"attempts": 2}}
     return {int: 7, float: 0.375, str: "/elsewhere"}[hint]
 
 

@@ -1,0 +1,59 @@
+"""Integrations as they are read: one, all, and how they are doing."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from domain import errors
+from domain.policies import Breaker
+from projections import integrations as integrations_read
+from projections import jobs as jobs_read
+from services import integrations as declarations
+from services.gateway.integrations_shapes import Listing, Statuses, described, shape
+from services.gateway.routes import Call
+from services.worker.remotes import Remotes
+
+
+async def find(call: Call) -> integrations_read.Row:
+    """The integration of the path. Raises errors.NotFound."""
+    row = await integrations_read.get(call.api.process.db, call.tenant, call.path("integration_id"))
+    if row is None:
+        raise errors.NotFound("There is no such integration", kind="integration")
+    return row
+
+
+def _breaker(call: Call, row: integrations_read.Row) -> Breaker:
+    return declarations.breaker(call.api.process.settings, row, datetime.now(UTC))
+
+
+def _remotes(call: Call) -> Remotes:
+    return Remotes(call.api.process.db, call.api.process.master)
+
+
+async def list_(call: Call) -> Any:
+    position = await call.caught_up()
+    rows = await integrations_read.list_(call.api.process.db, call.tenant)
+    quotas = await _remotes(call).quotas(call.tenant)
+    shown = [shape(row, _breaker(call, row), quotas.get(row.id)) for row in rows]
+    return call.reply(Listing(shown, len(rows)), position)
+
+
+async def show(call: Call) -> Any:
+    position = await call.caught_up()
+    row = await find(call)
+    quotas = await _remotes(call).quotas(call.tenant, row.id)
+    return call.reply(shape(row, _breaker(call, row), quotas.get(row.id)), position)
+
+
+async def statuses(call: Call) -> Any:
+    position = await call.caught_up()
+    database = call.api.process.db
+    rows = await integrations_read.list_(database, call.tenant)
+    quotas = await _remotes(call).quotas(call.tenant)
+    current: dict[str, jobs_read.Row] = {}
+    for job in await jobs_read.open_jobs(database, call.tenant):
+        if job.integration is not None and (job.integration not in current or job.status != "queued"):
+            current[job.integration] = job
+    shown = [described(row, current.get(row.id), _breaker(call, row), quotas.get(row.id)) for row in rows]
+    return call.reply(Statuses(shown), position)
