@@ -77,7 +77,7 @@ VERSIONS = Table(
     (
         "(tenant, owner, from_pos)",
         "(tenant, owner, place, from_pos desc)",
-        "(tenant, owner, path) where to_pos is null and change <> 'deleted'",
+        "(tenant, owner, path, from_pos desc)",
         "(tenant, file, number desc)",
         "(tenant, owner, hash)",
     ),
@@ -265,6 +265,30 @@ async def at_path(database: Database, tenant: str, owner: str, path: str) -> Ver
         path,
     )
     return None if row is None else VERSIONS.parse(row)
+
+
+async def version_at(database: Database, tenant: str, owner: str, path: str, sequence: int) -> Version | None:
+    """What began to stand at a path with one change of the feed."""
+    row = await database.fetchrow(
+        f"select * from {SCHEMA}.versions where tenant = $1 and owner = $2 and path = $3 and from_pos = $4",
+        tenant,
+        owner,
+        path,
+        sequence,
+    )
+    return None if row is None else VERSIONS.parse(row)
+
+
+async def last_at_path(database: Database, tenant: str, owner: str, path: str) -> str | None:
+    """The file that stands at a path, or the last that did."""
+    file: str | None = await database.fetchval(
+        f"select file from {SCHEMA}.versions where tenant = $1 and owner = $2 and path = $3"
+        " order by from_pos desc limit 1",
+        tenant,
+        owner,
+        path,
+    )
+    return file
 
 
 async def versions(database: Database, tenant: str, owner: str, file: str, limit: int = 1000) -> list[Version]:

@@ -250,6 +250,18 @@ class Library:
         then = await self._before(who, state, known.found)
         return await self._shelf.append(who, [Wish(library, file, library.Reopen(conflict, then))])
 
+    async def restore(self, who: Who, file: str, path: str, content: Content) -> int:
+        """Makes an older version the newest; a deleted file comes back at a path. Raises errors.InvalidState when
+        something else stands there, errors.Conflict."""
+        state = (await self._shelf.files(who, [file]))[file]
+        command: library.Command = library.Modify(content, state.number)
+        if not state.alive:
+            command = library.Create(path, self._places.of(who, path), content, expect=state.number)
+        try:
+            return await self._shelf.append(who, [Wish(library, file, command)])
+        except Claimed:
+            raise errors.InvalidState("Something else stands there now; move it away first") from None
+
     async def _before(self, who: Who, state: File, found: library.ConflictFound) -> library.Change | None:
         if state.hash == found.server_hash:
             return None
