@@ -54,7 +54,7 @@ def fetch(spec: network.Spec, work: Path, stopped: Callable[[], bool], deadline:
 
 async def _fetch(spec: network.Spec, work: Path, stopped: Callable[[], bool], deadline: float | None) -> Fetched:
     left = math.inf if deadline is None else deadline - time.monotonic()
-    seconds = max(min(spec.timeout, left - min(left / 10, 1.0)), 0.001)  # so that there is time to say what came of it
+    seconds = max(min(spec.timeout, left - min(left / 5, 2.0)), 0.001)  # so that there is time to say what came of it
     most = limits(spec.max_rows)
     found: Fetched = {}
 

@@ -247,7 +247,8 @@ def test_a_run_that_takes_too_long_is_called_off(tmp_path: Path, directories: Di
     directories.become("ok")
     variables = {
         "UNDRIFT_NETWORK_DIRECTORIES": directories.urls[0],
-        "UNDRIFT_NETWORK_WAIT_S": "3",
+        "UNDRIFT_NETWORK_WAIT_S": "4",
+        "UNDRIFT_NETWORK_TIMEOUT_S": "1.5",
         "UNDRIFT_NETWORK_SYNC_AT_START": "false",
     }
     system = System(tmp_path, variables=variables).start()
