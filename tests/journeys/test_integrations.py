@@ -22,8 +22,9 @@ SHOWN = {
     "createdAt",
     "lastSync",
     "nextSync",
+    "breaker",
 }
-STATUS = {"integrationId", "name", "status", "lastSync", "nextSync", "syncInterval", "stats"}
+STATUS = {"integrationId", "name", "status", "lastSync", "nextSync", "syncInterval", "stats", "breaker"}
 
 
 def status_of(system: System, id: str) -> dict[str, Any]:
@@ -377,11 +378,15 @@ def test_a_declared_integration_is_there_and_comes_back(system: System) -> None:
         ({"source": "/etc"}, "outside"),
         ({"interval": "99999999999"}, "interval is 1 to"),
         ({"more": 'unknown = "x"'}, "unknown"),
+        ({"beside": 'schedule = { cron = "61 * * * *" }'}, "schedule.cron: bad minute"),
+        ({"beside": "schedule = { every = 9 }"}, "syncInterval: schedule says otherwise"),
+        ({"beside": "schedule = { overlapping = 9 }"}, "unknown field `overlapping`"),
+        ({"beside": "policy = { attempts = 0 }"}, "policy.attempts: expected 1 to 100"),
     ],
     ids=lambda value: None if isinstance(value, str) else next(iter(value)),
 )
 def test_a_wrong_declaration_is_named_and_nothing_starts(tmp_path: Path, change: dict[str, str], reason: str) -> None:
-    one = {"id": "wrong", "kind": "files", "source": "{root}/b", "interval": "5", "more": "", **change}
+    one = {"id": "wrong", "kind": "files", "source": "{root}/b", "interval": "5", "more": "", "beside": "", **change}
     wrong = System(tmp_path)
     config = f'sourceDirectory = "{one["source"]}", targetDirectory = "{{root}}/a"'.format(root=wrong.roots)
     wrong.settings += f"""
@@ -391,6 +396,7 @@ name = "x"
 kind = "{one["kind"]}"
 sync_interval = {one["interval"]}
 config = {{ {config}{", " if one["more"] else ""}{one["more"]} }}
+{one["beside"]}
 """
     with pytest.raises(AssertionError):
         wrong.start()
