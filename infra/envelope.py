@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import itertools
 import re
 from collections.abc import Mapping
 from datetime import datetime
@@ -25,6 +26,7 @@ HASH = "Undrift-Hash"
 MAC = "Undrift-Mac"
 
 _SOURCE = "urn:undrift:"
+_STATUS = b"NATS/1.0\r\n"
 #: JetStream stores at most 64 KiB of headers with a message; the batch's own come on top of ours.
 _MAX_HEADERS = 60_000
 _SLACK = 512
@@ -55,6 +57,34 @@ class _Owner(Struct):
 
 
 _owner = msgspec.json.Decoder(_Owner)
+
+
+class Recent:
+    """What this process has sealed a moment ago: of a message that comes back as it went, byte for byte, nothing is
+    left to find out. One that differs is looked at like any other."""
+
+    def __init__(self, room: int = 16_384) -> None:
+        self._room = room
+        self._kept: dict[int, tuple[LogNotification, Sealed]] = {}
+
+    def keep(self, note: LogNotification, sealed: Sealed) -> None:
+        if len(self._kept) >= self._room:
+            self._kept.clear()
+        self._kept[note.id] = (note, sealed)
+
+    def take(self, position: int, headers: bytes, data: bytes) -> LogNotification | None:
+        """The event of a position, if this is its message; `headers` with their status line."""
+        found = self._kept.pop(position, None)
+        if found is None:
+            return None
+        note, sealed = found
+        same = data == sealed.data == note.state and headers.startswith(sealed.headers, len(_STATUS))
+        return note if same and headers.startswith(_STATUS) else None
+
+    def forget(self, position: int) -> None:
+        """Nobody asks for what comes before this any more."""
+        for old in list(itertools.takewhile(lambda one: one <= position, self._kept)):
+            del self._kept[old]
 
 
 class Envelope:

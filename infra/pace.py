@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 #: A turn and the rest behind it take at least so many times what the turn took: the rest is others' time.
-_SHARE = 2.0
+_SHARE = 3.0
 #: Turns less than this apart belong to one stretch of work.
 _STRETCH_S = 0.1
 
@@ -18,7 +18,7 @@ class Pace:
     In a stretch of work a turn waits `gather` seconds for what is about to come with what has come.
     """
 
-    def __init__(self, shortest: float, gather: float = 0.0, longest: float = 0.05) -> None:
+    def __init__(self, shortest: float, gather: float = 0.0, longest: float = 0.08) -> None:
         self._shortest, self._gather, self._longest = shortest, gather, max(shortest, longest)
         self._began = self._took = 0.0
         self._behind = False

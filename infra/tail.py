@@ -13,7 +13,7 @@ from msgspec import Struct
 from infra import config
 from infra.bus import Bus
 from infra.db import CONNECTION_LOST
-from infra.envelope import Envelope, Verdict, lines, position_of
+from infra.envelope import Envelope, Recent, Verdict, lines, position_of
 from infra.eventstore.mapper import LogNotification
 from infra.eventstore.store import Store
 from infra.feed import Feed
@@ -69,6 +69,7 @@ class Tail:
         self.counts = Counts()
         self.hints = hints or Hints(store.database)
         self.feed = Feed(bus, RETRY_S, self._arrived)
+        self.recent = Recent()
         self.task: asyncio.Task[None] | None = None
         self._fed = feed
         self._store, self._settings = store, settings
@@ -220,8 +221,12 @@ class Tail:
         while self.feed.inbox and len(notes) < _CHUNK and not self._must_read:
             message = self.feed.inbox.popleft()
             self._late = 0
+            expected = self.position + len(notes) + 1
+            if (note := self.recent.take(expected, message.headers, message.data)) is not None:
+                notes.append(note)
+                continue
             headers = lines(message.headers)
-            claimed, expected = position_of(headers), self.position + len(notes) + 1
+            claimed = position_of(headers)
             if claimed is None or claimed < expected:
                 self.counts.ignored += 1
                 continue
@@ -235,6 +240,7 @@ class Tail:
             else:
                 self._must_read = True  # a gap, or an event too large for a message
         if notes:
+            self.recent.forget(notes[-1].id)
             page = await self._decode(notes)
             self.counts.from_nats += len(page)
             self._publish(Span(page[0].position, page[-1].position, page))

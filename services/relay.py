@@ -14,7 +14,7 @@ from domain import errors
 from infra import config, jetstream, secrets, subjects
 from infra.bus import Bus
 from infra.db import CONNECTION_LOST
-from infra.envelope import HASH, Envelope, Sealed, Verdict, position_of
+from infra.envelope import HASH, Envelope, Recent, Sealed, Verdict, position_of
 from infra.eventstore import epochs, seals
 from infra.eventstore.mapper import LogNotification
 from infra.eventstore.store import Store
@@ -72,13 +72,14 @@ class Relay:
         mac_key: bytes,
         epoch: int,
         hints: Hints | None = None,
+        recent: Recent | None = None,
     ) -> None:
         self.position = 0
         self.renewals = 0
         self._store, self._bus, self._settings, self._nats = store, bus, settings, nats
         self._envelope = Envelope(mac_key, epoch)
         self._stream = jetstream.Stream(bus, STREAM, settings.publish_timeout_s, nats.replicas)
-        self._hints = hints
+        self._hints, self._recent = hints, recent
         self._work = asyncio.Event()
         self._head = 0
         self._compared: float | None = None
@@ -204,6 +205,9 @@ class Relay:
         for start in range(0, len(notes), _CHUNK):
             packed += [self._envelope.pack(note, self._bus.max_bytes) for note in notes[start : start + _CHUNK]]
             await asyncio.sleep(0)
+        if self._recent is not None:
+            for note, sealed in zip(notes, packed, strict=True):
+                self._recent.keep(note, sealed)
         return packed
 
     async def compare(self) -> None:
@@ -360,6 +364,7 @@ async def run(process: Process) -> None:
         key(process.master),
         process.epoch,
         process.tail.hints,
+        process.tail.recent,
     )
     await relay.run()
 

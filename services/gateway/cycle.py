@@ -34,13 +34,13 @@ class Cycle(RequestResponseCycle):
             self._write(message["status"], message["headers"], body)
 
     def _write(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
-        lines = [name + b": " + value for name, value in (*self.default_headers, *headers)]
-        head = b"\r\n".join(lines)
-        if head.count(b"\n") != len(lines) - 1 or head.count(b"\r") != len(lines) - 1:
+        head = b"".join([b"%b: %b\r\n" % line for line in self.default_headers + headers])
+        count = len(self.default_headers) + len(headers)
+        if head.count(b"\n") != count or head.count(b"\r") != count:
             raise RuntimeError("a header holds the end of a line")
-        self.transport.write(b"".join((STATUS_LINE[status], head, b"\r\n\r\n", body)))
         self.response_started = self.response_complete = True
         self.waiting_for_100_continue = False
+        self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[status], head, body))
         self.message_event.set()
         self.on_response()
 
