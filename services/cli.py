@@ -10,7 +10,7 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError
 
-from services import cli_doctor, cli_files, cli_jobs, cli_keys, client
+from services import cli_device, cli_doctor, cli_files, cli_jobs, cli_keys, cli_users, client
 from services.cli_common import EXIT_CODES, Exit, Instance, Many, Problem, emit, remark, say
 
 app = App(
@@ -31,6 +31,8 @@ app = App(
 # What costs time to import, each command imports when it runs.
 app.command(cli_files.app)
 app.command(cli_jobs.app)
+app.command(cli_device.app)
+app.command(cli_users.app)
 app.command(cli_keys.app)
 app.command(cli_keys.tenants_app)
 app.command(cli_doctor.doctor, help_epilogue=cli_doctor.EXIT_CODES)

@@ -7,7 +7,8 @@ import json
 import socket
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -96,7 +97,27 @@ class Client:
             self._connection.close()
             self._connection = None
 
+    def raw(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        timeout_s: float = 60.0,
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """(status, headers, body) of a request that may be repeated. Raises Unreachable, and Refused for an error."""
+        status, found, raw = self._patient(method, path, body, headers or {}, timeout_s)
+        if status >= 400:
+            self._judge(status, found, raw)
+        return status, found, raw
+
     def _call(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], timeout_s: float) -> Answer:
+        return self._judge(*self._patient(method, path, body, headers, timeout_s))
+
+    def _patient(
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], timeout_s: float
+    ) -> tuple[int, dict[str, str], bytes]:
         deadline = time.monotonic() + self._patience_s
         pause_s = 0.1
         while True:
@@ -109,10 +130,24 @@ class Client:
             else:
                 self._answered = True
                 if status not in _BUSY or time.monotonic() + _retry_after(found) > deadline:
-                    return self._judge(status, found, raw)
+                    return status, found, raw
                 pause_s = max(pause_s, _retry_after(found))
             time.sleep(pause_s)
             pause_s = min(pause_s * 2, 1.0)
+
+    @contextmanager
+    def stream(
+        self, path: str, headers: Mapping[str, str], *, timeout_s: float = 60.0
+    ) -> Iterator[http.client.HTTPResponse]:
+        """A large answer, to be read in pieces, over a connection of its own. Raises Unreachable."""
+        connection = self._kind(*self._address, timeout=timeout_s)
+        try:
+            connection.request("GET", self._prefix + path, None, {**self._headers, **headers})
+            yield connection.getresponse()
+        except _INTERRUPTED as error:
+            raise Unreachable(f"{self.url} does not answer: {_reason(error)}") from None
+        finally:
+            connection.close()
 
     def _exchange(
         self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], timeout_s: float

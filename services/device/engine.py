@@ -11,7 +11,7 @@ cursor up to which it has applied the feed. The order below is what makes a cras
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from msgspec import Struct, field
@@ -159,6 +159,10 @@ class Engine:
             self._settle(conflict, summary)
         self._pull(summary)
         return summary
+
+    def pending(self) -> Sequence[plan.Item]:
+        """What a round would report."""
+        return self._dirty(self._tree.scan())
 
     def _recover(self) -> None:
         """Files that were written before the last end are what the library has."""
@@ -315,13 +319,3 @@ def _only(path: str, hash: str | None) -> dict[str, str]:
 
 def _entry(path: str, entry: Local | None) -> dict[str, Local]:
     return {} if entry is None else {path: entry}
-
-
-def settle(engine: Engine, rounds: Iterable[int] = range(20)) -> Summary:
-    """Rounds until one finds nothing to do; answers the last."""
-    summary = Summary()
-    for _ in rounds:
-        summary = engine.round()
-        if summary.idle:
-            break
-    return summary

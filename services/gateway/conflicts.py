@@ -13,6 +13,7 @@ from infra.eventstore.store import Wish
 from projections import devices as devices_read
 from projections import library as library_read
 from services.gateway import bodies
+from services.gateway import devices as device_routes
 from services.gateway import library as library_routes
 from services.gateway.devices import DEVICE
 from services.gateway.dialects import PINAKES
@@ -104,6 +105,9 @@ async def list_(call: Call) -> Any:
     limit = bodies.integer(query, "limit", 1000, 1, 1000)
     after = bodies.integer(query, "after", 0, 0, 2**62)
     rows = await library_read.open_conflicts(call.api.process.db, call.tenant, call.principal.owner, after, limit)
+    if query.get("mine") == "true":
+        mine = (await device_routes.of_call(call, query.get("device_id"))).row.id
+        rows = [row for row in rows if row.device == mine]
     return call.reply([shape(row) for row in rows], position)
 
 
@@ -210,6 +214,7 @@ _ONE = _BASE + "/{conflict_id:str}"
 _PAGING = (
     Parameter("after", {"type": "integer"}, "the position of the last conflict seen"),
     Parameter("limit", {"type": "integer"}, "clamped to 1..1000"),
+    Parameter("mine", {"type": "boolean", "default": False}, "only those in which this device is a side"),
 )
 
 ROUTES: Sequence[Route] = (
