@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from domain import errors, jobs
-from domain.plans import files, network, plane
+from domain.plans import files, network, plane, reverts
 
 Text = Annotated[str, Meta(min_length=1, max_length=4096)]
 #: What goes into a header: visible ASCII.
@@ -66,10 +66,15 @@ class PlaneConfig(Struct, frozen=True, rename="camel", forbid_unknown_fields=Tru
     timeout: Annotated[float, Meta(gt=0, le=300)] = 60.0
 
 
+class NoConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """Of kinds that are no integration's."""
+
+
 class Kind(Struct, frozen=True):
     """`spec` and `result` are what the job's events hold; `config` is an integration's; `make` turns one into the
     other, or raises errors.Invalid; `target` names what must not be worked on twice at once, `paths` the folders a
-    configuration touches, `secrets` the fields of a configuration that are kept sealed and never shown."""
+    configuration touches, `secrets` the fields of a configuration that are kept sealed and never shown. `collects` says
+    that what its jobs bring are the items of a collection."""
 
     spec: type[Any]
     result: type[Any]
@@ -78,6 +83,7 @@ class Kind(Struct, frozen=True):
     target: Callable[[Any], str | None]
     paths: Callable[[Any], tuple[str, ...]] = lambda _: ()
     secrets: tuple[str, ...] = ()
+    collects: bool = False
 
 
 _MODES: dict[jobs.Type, files.Mode] = {
@@ -140,6 +146,10 @@ def _plane(config: PlaneConfig, type: jobs.Type, options: Options) -> plane.Spec
     )
 
 
+def _revert(config: NoConfig, type: jobs.Type, options: Options) -> reverts.Spec:
+    raise errors.Invalid("A revert is of a job: POST /api/sync/jobs/{id}/revert")
+
+
 def target(path: str) -> str:
     """The name of a folder that one job at a time may write: however it is spelled, and short."""
     return hashlib.sha256(posixpath.normpath(path).encode("utf-8", "surrogateescape")).hexdigest()[:32]
@@ -154,10 +164,17 @@ KINDS: Mapping[str, Kind] = {
         target=lambda spec: target(spec.target_directory),
         paths=lambda config: (config.source_directory, config.target_directory),
     ),
-    "network": Kind(network.Spec, network.Result, NetworkConfig, _network, target=lambda _: None),
+    "network": Kind(network.Spec, network.Result, NetworkConfig, _network, target=lambda _: None, collects=True),
     "plane": Kind(
-        plane.Spec, plane.Result, PlaneConfig, _plane, target=lambda _: None, secrets=("apiKey", "webhookSecret")
+        plane.Spec,
+        plane.Result,
+        PlaneConfig,
+        _plane,
+        target=lambda _: None,
+        secrets=("apiKey", "webhookSecret"),
+        collects=True,
     ),
+    "revert": Kind(reverts.Spec, reverts.Result, NoConfig, _revert, target=lambda _: None),
 }
 
 

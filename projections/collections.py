@@ -276,3 +276,11 @@ async def outcomes(database: Database, tenant: str, job: str, limit: int, after:
         limit,
     )
     return [OUTCOMES.parse(row) for row in rows]
+
+
+async def outcome_count(database: Database, tenant: str, job: str) -> int:
+    """How many items a job touched."""
+    found = await database.fetchval(
+        f"select count(*) from {SCHEMA}.outcomes where tenant = $1 and job = $2", tenant, job
+    )
+    return int(found)

@@ -321,6 +321,17 @@ class Recorder:
         )
         return [notification(row) for row in rows]
 
+    async def select_versions(self, versions: Sequence[tuple[str, int]]) -> list[LogNotification]:
+        """Of each of these streams the event of that version, in one query."""
+        columns = ", ".join(f"e.{column}" for column in _COLUMNS.split(", "))
+        rows = await self._database.fetch(
+            f"select {columns} from unnest($1::text[], $2::int[]) as s(stream_id, version)"
+            " join undrift.events e on e.stream_id = s.stream_id and e.version = s.version",
+            [stream for stream, _ in versions],
+            [version for _, version in versions],
+        )
+        return [notification(row) for row in rows]
+
     async def select_notifications(
         self,
         start: int | None,

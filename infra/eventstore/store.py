@@ -108,6 +108,14 @@ class Store:
             found |= {recorded.stream: recorded for recorded in await self._decode(notes)}
         return found
 
+    async def at(self, versions: Sequence[tuple[str, int]]) -> dict[str, messages.Recorded]:
+        """The event of that version of each of many streams, where there is one."""
+        found: dict[str, messages.Recorded] = {}
+        for start in range(0, len(versions), _LOOKED_UP):
+            notes = await self.recorder.select_versions(versions[start : start + _LOOKED_UP])
+            found |= {recorded.stream: recorded for recorded in await self._decode(notes)}
+        return found
+
     async def _decode(self, notes: list[LogNotification]) -> list[messages.Recorded]:
         if self.mapper.keyring is not None and (subjects := self.mapper.subjects(notes)):
             await self.mapper.keyring.load(subjects)

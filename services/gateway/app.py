@@ -28,6 +28,7 @@ from services.gateway import (
     limits,
     network,
     openapi,
+    revert,
     uploads,
 )
 from services.gateway.auth import Authenticator, Principal
@@ -46,6 +47,7 @@ def routes(metrics: health.Metrics) -> Sequence[Route]:
     """Every route of the gateway."""
     listed = (
         *jobs_routes.ROUTES,
+        *revert.ROUTES,
         *integrations_routes.ROUTES,
         *checks.ROUTES,
         *hooks.ROUTES,

@@ -24,7 +24,8 @@ from services.gateway.routes import Call
 log = structlog.get_logger("gateway")
 
 Name = Annotated[str, Meta(min_length=1, max_length=255)]
-Kind = Annotated[str, Meta(min_length=1, max_length=255, extra_json_schema={"enum": sorted(kinds.KINDS)})]
+KINDS = sorted(name for name, kind in kinds.KINDS.items() if kind.config is not kinds.NoConfig)
+Kind = Annotated[str, Meta(min_length=1, max_length=255, extra_json_schema={"enum": KINDS})]
 Id = Annotated[str, Meta(extra_json_schema={"pattern": "^[a-z0-9][a-z0-9-]{0,63}$"})]
 Seconds = Annotated[int, Meta(ge=1, le=integrations.INTERVAL_MAX)]
 

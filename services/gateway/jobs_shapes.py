@@ -9,6 +9,7 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from domain import jobs
+from domain.plans import reverts
 from projections import jobs as jobs_read
 from services.gateway.dialects import Timestamp, timestamp_ms
 
@@ -17,11 +18,15 @@ ENDED = ("completed", "failed", "stopped")
 
 
 class Outcome(Struct, rename="camel"):
+    """`conflicts` are the first of what a revert has left alone."""
+
     processed: int
     created: int
     updated: int
     deleted: int
     errors: int
+    conflict_count: int | UnsetType = UNSET
+    conflicts: list[reverts.Conflict] | UnsetType = UNSET
 
 
 class Line(Struct, rename="camel"):
@@ -134,7 +139,10 @@ def job(row: jobs_read.Row, shape: type[Any] = Job) -> Any:
     if row.status in ENDED:
         made.completed_at = UNSET if row.completed_at is None else timestamp_ms(row.completed_at)
         made.duration = UNSET if row.duration_ms is None else row.duration_ms
-        made.result = outcome(row.counters)
+        made.result = found = outcome(row.counters)
+        if row.kind == "revert" and row.result is not None:
+            undone = msgspec.json.decode(row.result, type=reverts.Result)
+            found.conflict_count, found.conflicts = undone.conflict_count, list(undone.conflicts)
     if row.error is not None:
         made.error = msgspec.json.decode(row.error, type=Fault)
     return made

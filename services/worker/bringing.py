@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import msgspec
 import structlog
 from msgspec import Raw, Struct
 from msgspec.structs import replace
 
-from domain import collections, errors, integrations, items, jobs, kinds, messages
+from domain import collections, integrations, items, jobs, kinds, messages
 from infra.db import CONNECTION_LOST
 from infra.eventstore.store import Decided, Loaded
 from infra.leases import Lease
@@ -23,24 +22,18 @@ from infra.vault import PREFIX, Vault
 from projections import collections as collections_read
 from services.main import Process
 from services.worker import child, endings
+from services.worker.appending import Appending, End, after, off_the_loop
 from services.worker.remotes import Remotes
 
 log = structlog.get_logger("worker")
 
 _WAIT_S = 0.5
-#: How long a run waits for the read model before it begins with an older one: what it then takes for news is none.
-_PATIENCE_S = 30.0
-_POLL_S = 0.02
-_AT_ONCE = 100
 _COUNTED: Mapping[type[messages.Event], str] = {
     items.Created: "created",
     items.Updated: "updated",
     items.Deleted: "deleted",
 }
 
-P = ParamSpec("P")
-T = TypeVar("T")
-End = Callable[[child.Applied], Awaitable[Sequence[Decided]]]
 Wishes = dict[str, tuple[str, items.Command]]
 
 
@@ -57,10 +50,8 @@ class Bringing:
     def __init__(
         self, process: Process, tenant: str, job: str, lease: Lease, folder: Path, metadata: messages.Metadata
     ) -> None:
-        self._process, self._tenant, self._lease = process, tenant, lease
-        self._stream = messages.stream(jobs.STREAM, tenant, job)
-        self._id, self._folder, self._metadata = job, folder, metadata
-        self._job = Loaded(jobs.initial)
+        self._process, self._tenant, self._id, self._folder = process, tenant, job, folder
+        self._log = Appending(process, tenant, job, lease, metadata)
         self._origin, self._kind = Origin("", ""), ""
         self._kept: list[child.Changes] = []
         self._remotes = Remotes(process.db, process.master)
@@ -68,8 +59,7 @@ class Bringing:
     @property
     def state(self) -> jobs.Job:
         """As of the last append or look."""
-        state: jobs.Job = self._job.state
-        return state
+        return self._log.state
 
     def counters(self, said: jobs.Counters) -> jobs.Counters:
         """What the child read, and what the log took."""
@@ -81,7 +71,7 @@ class Bringing:
     async def task(self) -> child.Task:
         """What the child is told: from where it goes on, and what the collection holds."""
         self._kept.clear()
-        await self._look()
+        await self._log.look()
         state = self.state
         assert state.queued is not None
         queued = state.queued
@@ -116,19 +106,12 @@ class Bringing:
             ),
         )
 
-    async def _look(self) -> None:
-        """Brings the job's state up to the log, reading only what is new."""
-        version, state, position = self._job.version, self._job.state, self._job.position
-        for recorded in await self._process.store.stream(self._stream, after=version):
-            state, version, position = _after(jobs, state, recorded), recorded.version, recorded.position
-        self._job = Loaded(state, version, position)
-
     async def _where(self, queued: jobs.Queued) -> Origin:
         """An integration's configuration is the one of the moment in which the job was queued."""
         store, integration = self._process.store, queued.ticket.integration
         if integration is None:
             return Origin(queued.ticket.kind, _digest(queued.spec))
-        [first] = await store.recorder.select_events(self._stream, limit=1)
+        [first] = await store.recorder.select_events(self._log.stream, limit=1)
         stream = messages.stream(integrations.STREAM, self._tenant, integration)
         state = (await store.load(integrations, stream, until=first.id)).state
         return Origin(integration, _digest(state.config))
@@ -155,14 +138,8 @@ class Bringing:
 
     async def _write_known(self, path: Path) -> None:
         await asyncio.to_thread(self._folder.mkdir, 0o700, parents=True, exist_ok=True)
-        database = self._process.db
-        head, until = await self._process.store.head(), time.monotonic() + _PATIENCE_S
-        while await collections_read.position(database) < head:
-            if time.monotonic() > until:
-                log.warning("a run begins with what the read model knows", job=self._id)
-                break
-            await asyncio.sleep(_POLL_S)
-        async with database.connection() as connection:
+        await self._log.caught_up()
+        async with self._process.db.connection() as connection:
             await collections_read.dump(connection, self._tenant, self._origin.collection, path)
 
     # On the way.
@@ -185,7 +162,7 @@ class Bringing:
         async def end(applied: child.Applied) -> Sequence[Decided]:
             state = self.state
             cursor = (state.cursor or Raw(b"null")) if changes.cursor is None else Raw(changes.cursor)
-            return [self._decided(jobs.Checkpoint(cursor, _sum(changes.counters, state.counters, applied)))]
+            return [self._log.decided(jobs.Checkpoint(cursor, _sum(changes.counters, state.counters, applied)))]
 
         return await self._append([changes], end)
 
@@ -205,41 +182,19 @@ class Bringing:
             more = await endings.further(
                 self._process.store, self._tenant, self._kind, self._origin.collection, command.result
             )
-            return [observed, *more, self._decided(replace(command, counters=counters))]
+            return [observed, *more, self._log.decided(replace(command, counters=counters))]
 
         await self._append(self._kept, end)
 
-    def _decided(self, command: jobs.Command) -> Decided:
-        return Decided(jobs, self._id, self._job, jobs.decide(command, self.state))
-
     async def _append(self, changes: Sequence[child.Changes], end: End) -> child.Applied:
-        """As one, decided again as often as any of the streams has moved; trouble of the moment is waited out."""
         size = sum(len(one.puts) + len(one.removes) for one in changes)
-        wishes = await _off_the_loop(size, _wishes, changes, self._tenant, self._origin.collection, self._kind)
-        while True:
-            try:
-                await self._look()
-                before = await self._process.store.latest([*wishes])
-                decided, applied = await _off_the_loop(size, _decide, wishes, before)
-                ended = await end(applied)
-                await self._process.store.append(
-                    [*decided, *ended], tenant=self._tenant, metadata=self._metadata, guards=[self._lease.guard]
-                )
-            except errors.Conflict:
-                continue
-            except (*CONNECTION_LOST, errors.Unavailable) as error:
-                log.warning("what a job brings waits", job=self._id, reason=type(error).__name__)
-                await asyncio.sleep(_WAIT_S)
-            else:
-                self._pass(ended[-1])
-                return applied
+        wishes = await off_the_loop(size, _wishes, changes, self._tenant, self._origin.collection, self._kind)
 
-    def _pass(self, done: Decided) -> None:
-        """The job behind its own events; what others said of it is read with the next look."""
-        state = done.before.state
-        for event in done.events:
-            state = jobs.evolve(state, event)
-        self._job = Loaded(state, done.before.version + len(done.events))
+        async def decide() -> tuple[Sequence[Decided], child.Applied]:
+            before = await self._process.store.latest([*wishes])
+            return await off_the_loop(size, _decide, wishes, before)
+
+        return await self._log.append(decide, end)
 
     async def _permit(self, remote: str) -> float:
         try:
@@ -260,13 +215,6 @@ class Bringing:
             )
         except CONNECTION_LOST as error:
             log.warning("what a remote said of its limits is lost", job=self._id, reason=type(error).__name__)
-
-
-async def _off_the_loop(size: int, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Where there is much to do, others are served meanwhile."""
-    if size > _AT_ONCE:
-        return await asyncio.to_thread(call, *args, **kwargs)
-    return call(*args, **kwargs)
 
 
 def _wishes(changes: Sequence[child.Changes], tenant: str, collection: str, source: str) -> Wishes:
@@ -292,19 +240,13 @@ def _decide(wishes: Wishes, before: Mapping[str, messages.Recorded]) -> tuple[Se
     for stream, (id, command) in wishes.items():
         loaded = Loaded(items.initial)
         if (last := before.get(stream)) is not None:
-            loaded = Loaded(_after(items, items.initial, last), last.version, last.position)
+            loaded = Loaded(after(items, items.initial, last), last.version, last.position)
         events = items.decide(command, loaded.state)
         if events:
             decided.append(Decided(items, id, loaded, events))
         for event in events:
             counts[_COUNTED[type(event)]] += 1
     return decided, child.Applied(**counts)
-
-
-def _after(context: Any, state: Any, recorded: messages.Recorded) -> Any:
-    if isinstance(recorded.event, messages.Unreadable):
-        raise errors.SyncFailed(f"{recorded.stream} holds an event that this version cannot read")
-    return context.evolve(state, recorded.event)
 
 
 def _sum(read: jobs.Counters, before: jobs.Counters, applied: child.Applied) -> jobs.Counters:

@@ -15,15 +15,18 @@ from msgspec.structs import replace
 
 from domain import jobs, messages
 from domain.plans import files as plan
+from domain.plans import reverts
 from infra.config import Settings
 from infra.leases import Lease
 from services import roots
 from services.asks import Ask
 from services.main import Process
-from services.worker import checks, child, collector, files, sources
+from services.worker import checks, child, collector, files, files_revert, sources
+from services.worker.appending import Appending
 from services.worker.bringing import Bringing
 from services.worker.files_context import Context as FilesContext
 from services.worker.files_context import Progress
+from services.worker.reverting import Reverting
 
 
 class Work(Struct, frozen=True):
@@ -41,6 +44,8 @@ class Work(Struct, frozen=True):
 
 def task(settings: Settings, work: Work) -> child.Task:
     """What the child is told."""
+    if work.queued.ticket.kind == "revert":
+        return _revert_task(settings, work)
     spec = msgspec.json.decode(work.queued.spec, type=plan.Spec)
     if work.confirm is not None:
         spec = replace(spec, plan_hash=work.confirm)
@@ -52,6 +57,28 @@ def bringing(process: Process, work: Work, lease: Lease, metadata: messages.Meta
     if work.queued.ticket.kind not in sources.SOURCES:
         return None
     return Bringing(process, work.tenant, work.job, lease, work.folder, metadata)
+
+
+def reverting(process: Process, work: Work, lease: Lease, metadata: messages.Metadata) -> Reverting | None:
+    """For what a job did to a collection: that needs no child."""
+    if work.queued.ticket.kind != "revert":
+        return None
+    spec = msgspec.json.decode(work.queued.spec, type=reverts.Spec)
+    if spec.collection is None:
+        return None
+    return Reverting(Appending(process, work.tenant, work.job, lease, metadata), spec)
+
+
+def _revert_task(settings: Settings, work: Work) -> child.Task:
+    return child.Task(
+        call="files.revert",
+        spec=bytes(work.queued.spec),
+        roots=roots.allowed(settings, work.queued.roots),
+        job=work.job,
+        work=str(work.folder),
+        trash=str(settings.directory / "trash"),
+        record=str(settings.directory / "blobs"),
+    )
 
 
 def plan_task(settings: Settings, ask: Ask, id: str) -> child.Task:
@@ -164,6 +191,7 @@ def _collect(told: child.Task, parent: child.Parent) -> child.Done:
 CALLS: Mapping[str, Callable[[child.Task, child.Parent], child.Done]] = {
     "files": _sync_files,
     "files.plan": _plan_files,
+    "files.revert": files_revert.run,
     "files.test": checks.check_files,
     "plane.test": checks.check_plane,
     "collect": _collect,

@@ -90,34 +90,15 @@ class Pair:
         return True
 
     def lock(self) -> None:
-        """Until `close`: nobody else writes to the target, to a folder in it, or to one that it lies in. A target
-        that is not there yet is locked once it is made. Raises errors.Conflict."""
-        parts = self.target_place.parts
-        current = self.target_place.open_root()
-        self._locks.append(current)
-        for index, part in enumerate((*parts, b"")):
-            with contextlib.suppress(PermissionError):  # what we may not read, no sync of ours can write to
-                self._flock(os.open(b".", paths.FOLDER, dir_fd=current), index == len(parts))
-            if not part:
-                return
-            try:
-                current = paths.beneath(current, (part,), paths.THROUGH)
-            except FileNotFoundError:
-                return
-            self._locks.append(current)
-
-    def _flock(self, descriptor: int, alone: bool) -> None:
-        self._locks.append(descriptor)
-        try:
-            fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise errors.Conflict(_BUSY) from None
+        """As `lock`, until `close`."""
+        self._locks = lock(self.target_place)
 
     def make_target(self) -> int:
         """The target, made if need be; locked. Raises OSError, errors.Conflict when somebody else made it."""
         if self.target is None:
             self.target = paths.make(self.target_place)
-            self._flock(os.dup(self.target), alone=True)
+            self._locks.append(os.dup(self.target))
+            _flock(self._locks[-1], alone=True)
             if os.listdir(self.target):
                 raise errors.Conflict("Somebody else made the target since it was looked at")
         return self.target
@@ -127,3 +108,35 @@ class Pair:
             if descriptor is not None:
                 os.close(descriptor)
         self._locks, self.target = [], None
+
+
+def lock(place: paths.Place) -> list[int]:
+    """As long as these descriptors are open nobody else writes to a target, to a folder in it, or to one that it lies
+    in. A target that is not there yet is locked once it is made. Raises errors.Conflict."""
+    locks: list[int] = []
+    try:
+        current = place.open_root()
+        locks.append(current)
+        for index, part in enumerate((*place.parts, b"")):
+            with contextlib.suppress(PermissionError):  # what we may not read, no sync of ours can write to
+                descriptor = os.open(b".", paths.FOLDER, dir_fd=current)
+                locks.append(descriptor)
+                _flock(descriptor, alone=index == len(place.parts))
+            if not part:
+                break
+            current = paths.beneath(current, (part,), paths.THROUGH)
+            locks.append(current)
+    except FileNotFoundError:
+        pass
+    except BaseException:
+        for descriptor in locks:
+            os.close(descriptor)
+        raise
+    return locks
+
+
+def _flock(descriptor: int, *, alone: bool) -> None:
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise errors.Conflict(_BUSY) from None

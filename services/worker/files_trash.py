@@ -106,6 +106,42 @@ class Trash:
             self._base = None
 
 
+class Generation:
+    """What one job put into the trash, to be looked through; false where nothing is left of it."""
+
+    def __init__(self, target: paths.Place, elsewhere: Path, job: str) -> None:
+        self._trails: list[paths.Trail] = []
+        self._look(os.fsdecode(target.root), [OWN_FOLDER, _FOLDER, os.fsencode(job)])
+        self._look(str(elsewhere), [os.fsencode(job)])
+
+    def _look(self, root: str, parts: list[bytes]) -> None:
+        with contextlib.suppress(OSError, errors.Forbidden):
+            above = os.open(root, paths.THROUGH & ~os.O_NOFOLLOW)
+            try:
+                base = paths.beneath(above, parts)
+            finally:
+                os.close(above)
+            self._trails.append(paths.Trail(base))
+            os.close(base)
+
+    def __bool__(self) -> bool:
+        return bool(self._trails)
+
+    def find(self, path: bytes) -> tuple[int, bytes] | None:
+        """Folder, by a descriptor that is valid until the next call, and name of what had a path in the target."""
+        above, _, name = path.rpartition(b"/")
+        for trail in self._trails:
+            with contextlib.suppress(OSError):
+                folder = trail.enter(above)
+                os.stat(name, dir_fd=folder, follow_symlinks=False)
+                return folder, name
+        return None
+
+    def close(self) -> None:
+        for trail in self._trails:
+            trail.close()
+
+
 def _descend(base: int, parts: list[bytes], suffix: bytes = b"") -> int:
     """Makes and opens the folders below a descriptor; `suffix` goes to the first of them."""
     current = os.dup(base)

@@ -54,6 +54,7 @@ class Run:
         folder = engines.folder(process.settings, job)
         self._work = engines.Work(tenant, job, state.queued, folder, state.confirm)
         self._bringing = engines.bringing(process, self._work, lease, self._metadata)
+        self._reverting = engines.reverting(process, self._work, lease, self._metadata)
         self._seen: child.Seen | None = None
 
     # What the worker tells it.
@@ -181,6 +182,8 @@ class Run:
             return child.Failed(error.code, error.message, error.details)
 
     async def _run(self) -> child.Done | child.Failed:
+        if self._reverting is not None:
+            return await self._reverting.run(self._note, lambda: self._stopping or self._leaving)
         bringing = self._bringing
         task = engines.task(self._process.settings, self._work) if bringing is None else await bringing.task()
         async with self._children.one() as one:
@@ -226,7 +229,7 @@ class Run:
         remaining_s = pace.remaining_s(self._samples, now)
         self._now = progress.Progress(said.stage, at, self._counted(said.counters), remaining_s)
 
-    async def _note(self, said: child.Said, one: Child) -> None:
+    async def _note(self, said: child.Said, one: Child | None = None) -> None:
         match said:
             case child.Report():
                 self._advance(said)
@@ -236,7 +239,7 @@ class Run:
             case child.Changes() | child.Permit() | child.Quota() if self._bringing is not None:
                 answer = await self._bringing.hear(said)
                 self._heed(self._bringing.state)
-                if answer is not None:
+                if answer is not None and one is not None:
                     await one.tell(answer)
         if time.monotonic() - self._written >= _ROW_S:
             await self._write_rows()

@@ -20,7 +20,7 @@ _numbers = itertools.count(1)
 Change = tuple[str, str, dict[str, Any] | None]
 
 
-async def _append(url: str, collection: str, changes: Sequence[Change], tenant: str) -> int:
+async def _append(url: str, collection: str, changes: Sequence[Change], tenant: str, job: str) -> int:
     wishes = []
     for entity, name, content in changes:
         id = items.stream_id(collection, entity, name)
@@ -33,7 +33,7 @@ async def _append(url: str, collection: str, changes: Sequence[Change], tenant: 
     observe = collections.Observe(Raw(b'{"at":1}'), "config", True)
     async with open_store(url) as store:
         writing = asyncio.create_task(store.writer.run())
-        metadata = messages.Metadata(actor="job:sync-job-test")
+        metadata = messages.Metadata(actor=f"job:{job}")
         done = await store.execute_all(
             [*wishes, Wish(collections, collection, observe)], tenant=tenant, metadata=metadata
         )
@@ -41,10 +41,16 @@ async def _append(url: str, collection: str, changes: Sequence[Change], tenant: 
         return done.position
 
 
-def bring(system: System, *changes: Change, collection: str | None = None, tenant: str = "main") -> str:
+def bring(
+    system: System,
+    *changes: Change,
+    collection: str | None = None,
+    tenant: str = "main",
+    job: str = "sync-job-test",
+) -> str:
     """As a worker brings them; answers the collection."""
     collection = collection or f"brought-{next(_numbers)}"
-    system.wrote = asyncio.run(_append(system.ready["database_url"], collection, changes, tenant))
+    system.wrote = asyncio.run(_append(system.ready["database_url"], collection, changes, tenant, job))
     return collection
 
 
