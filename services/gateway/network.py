@@ -22,7 +22,7 @@ from services.gateway.dialects import NETWORK, Reply, Timestamp, timestamp_ms
 from services.gateway.routes import Call, Parameter, Route
 
 LIMIT = 20
-_TRUE = ("1", "true", "yes", "on")
+_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 Id = Annotated[str, Meta(min_length=1, max_length=64)]
 
@@ -123,21 +123,20 @@ class Desk:
 
     async def sync(self, call: Call) -> Any:
         call.raw = await bodies.ignored(call.scope, call.receive)
-        prefer = headers.prefer(call.fields)
+        prefer, plan_hash = headers.prefer(call.fields), headers.if_match(call.fields)
         async with self._lock:
-            run = await self._join_or_queue(call, waits=not prefer.respond_async)
+            run = await self._join_or_queue(call, plan_hash, waits=not prefer.respond_async)
         if prefer.respond_async:
             job = run.stream.rpartition("/")[2]
             extra = [(b"location", f"/api/sync/jobs/{job}".encode())]
             return call.reply(Accepted("accepted", job), run.position, 202, extra)
         return _answer(call, await _end(call, run))
 
-    async def _join_or_queue(self, call: Call, *, waits: bool) -> runs.Run:
+    async def _join_or_queue(self, call: Call, asked: str | None, *, waits: bool) -> runs.Run:
         process = call.api.process
         earlier = await call.earlier(jobs)
         if earlier is not None:
             return runs.Run(earlier.events[0].stream, earlier.position)
-        asked = headers.if_match(call.fields)
         found = await runs.under_way(process.db, process.store, call.tenant) if asked is None else None
         if found is not None:
             return found
@@ -221,7 +220,10 @@ def _plain(value: float) -> int | float:
 
 
 async def servers(call: Call) -> Any:
-    unavailable = call.query().get("include_unavailable", "").lower() in _TRUE
+    said = call.query().get("include_unavailable", "false").lower()
+    if said not in _BOOLEANS:
+        raise errors.Invalid("Expected `bool` - at query `include_unavailable`")
+    unavailable = _BOOLEANS[said]
     position = await call.caught_up()
     found = await network_read.servers(call.api.process.db, call.tenant, unavailable=unavailable)
     return call.reply(Servers([_shape(one) for one in found], len(found), unavailable), position)

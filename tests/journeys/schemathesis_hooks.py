@@ -18,6 +18,8 @@ from schemathesis.hooks import HookContext
 ROOT = Path(os.environ["FUZZED_ROOT"])
 FAILED = os.environ["FUZZED_JOBS"].split(",")
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
+NETWORK = ("/api/admin/sync", "/api/admin/servers/parity", "/api/data/servers", "/api/data/users/search")
+SERVER = "RAIDA1"
 CAUSES = {500: {"SYNC_FAILED"}, 503: {"UNAVAILABLE", "TIMED_OUT"}, 507: {"INSUFFICIENT_STORAGE"}}
 
 
@@ -49,6 +51,8 @@ def map_body(context: HookContext, body: Any) -> Any:
         named = [body.get("sourceDirectory"), body.get("targetDirectory")]
         if all(isinstance(name, str) and name.startswith("/") for name in named):
             return {**body, **_folders(number // 2)}
+    elif context.operation.path == "/api/admin/servers/parity" and isinstance(body.get("server_id"), str):
+        return {**body, "server_id": SERVER}
     elif isinstance(body.get("config"), dict):
         return {**body, "config": _folders(number // 2)}
     return body
@@ -59,6 +63,9 @@ def server_errors_have_their_cause(context: CheckContext, response: Response, ca
     """A 5xx is one that the contract gives for a cause, with its code."""
     if response.status_code >= 500:
         found = response.json()
+        if case.operation.path in NETWORK:  # no code, but a sentence
+            assert (found["status"], bool(found["message"])) == ("error", True), found
+            return
         code = found.get("errorCode") or found.get("code")
         assert code in CAUSES.get(response.status_code, ()), f"{response.status_code} {code}"
 

@@ -198,6 +198,7 @@ def test_what_vanishes_from_the_lists(net: System, directories: Directories, tru
     shown = net.ok("GET", "/api/data/servers")
     assert (shown["count"], shown["include_unavailable"]) == (24, False)
     assert last not in [one["server_id"] for one in shown["servers"]]
+    assert net.get("/api/data/servers?include_unavailable=perhaps").status == 400
     everything = net.ok("GET", "/api/data/servers?include_unavailable=true")
     [gone] = [one for one in everything["servers"] if one["server_id"] == last]
     assert (everything["count"], gone["is_available"]) == (25, False)
@@ -411,8 +412,11 @@ def test_another_tenant_has_no_network(net: System) -> None:
     net.undrift("tenants", "add", "second")
     token = net.key("theirs", "network", tenant="second")
     answer = sync(net, token=token)
-    assert (answer.status, "configured" in answer.json()["message"]) == (500, True)
-    assert net.ok("GET", "/api/data/servers?include_unavailable=true", token=token)["count"] == 0
+    assert (answer.status, "UNDRIFT_NETWORK_DIRECTORIES" in answer.json()["message"]) == (500, True)
+    shown = net.ok("GET", "/api/data/servers", token=token)
+    assert shown == {"servers": [], "count": 0, "include_unavailable": False}
+    found = net.ok("GET", "/api/admin/servers/parity", token=token)
+    assert (found["status"], found["parity_server"]) == ("not_configured", None)
     assert net.post("/api/admin/servers/parity", {"server_id": "RAIDA1"}, token=token).status == 404
 
 
@@ -544,11 +548,3 @@ def test_it_runs_at_the_start_and_on_its_schedule(tmp_path: Path, directories: D
         assert system.ok("GET", "/api/sync/collections/network/items?entity=raida_servers", token=ADMIN)
     finally:
         system.stop()
-
-
-def test_without_directories_it_says_so(system: System) -> None:
-    answer = sync(system)
-    assert answer.status == 500
-    assert "UNDRIFT_NETWORK_DIRECTORIES" in answer.json()["message"]
-    assert system.ok("GET", "/api/data/servers") == {"servers": [], "count": 0, "include_unavailable": False}
-    assert system.ok("GET", "/api/admin/servers/parity")["status"] == "not_configured"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
 
+from tests.doubles.directories import Directories, content
 from tests.journeys.system import ADMIN, System
 
 HOOKS = Path(__file__).with_name("schemathesis_hooks.py")
@@ -41,8 +43,14 @@ def fuzz(system: System, folder: Path, *options: str) -> subprocess.CompletedPro
         "FUZZED_ROOT": str(system.roots),
         "FUZZED_JOBS": ",".join(failed),
     }
+    served = Directories(1, content(random.Random(0), users=3, servers=3))
     try:
-        return subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True, timeout=900)
+        with served:
+            config = {"directories": served.urls, "ping": False}
+            body = {"id": "network", "name": "Network", "kind": "network", "config": config}
+            system.ok("POST", "/api/sync/integrations", body, token=ADMIN)
+            system.ok("POST", "/api/admin/sync", token=ADMIN)
+            return subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True, timeout=900)
     finally:
         for one in system.ok("GET", "/api/sync/integrations", token=ADMIN)["integrations"]:
             system.call("DELETE", f"/api/sync/integrations/{one['integrationId']}", token=ADMIN)
