@@ -45,7 +45,8 @@ class Seen:
 
 @dataclass
 class Fault:
-    """What goes wrong with requests whose `METHOD /path?query` matches: the first `after` pass, then `times` do not."""
+    """What goes wrong with requests whose `METHOD /path?query` matches: the first `after` pass, then `times` do not.
+    With `hold` they are answered when it is set."""
 
     pattern: re.Pattern[str]
     times: int | None = 1
@@ -57,6 +58,7 @@ class Fault:
     seconds: float = 0.0
     drop: bool = False
     cut: int | None = None
+    hold: threading.Event | None = None
     edit: Callable[[Envelope], Envelope] | None = None
     before: Callable[[], object] | None = None
 
@@ -148,6 +150,8 @@ class Plane:
             if one.before is not None:
                 one.before()
             await asyncio.sleep(one.seconds)
+            while one.hold is not None and not one.hold.is_set():
+                await asyncio.sleep(0.01)
             if one.drop:
                 assert request.transport is not None
                 request.transport.abort()

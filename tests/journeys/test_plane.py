@@ -46,7 +46,8 @@ class Link:
 
     def items(self, entity: str, deleted: bool = False) -> dict[str, Any]:
         """What the collection holds, id -> content."""
-        found, cursor = {}, ""
+        found: dict[str, Any] = {}
+        cursor = ""
         while True:
             query = f"entity={entity}&limit=200" + ("&deleted=true" if deleted else "") + cursor
             path = f"/api/sync/collections/{self.id}/items?{query}"
@@ -745,7 +746,7 @@ def test_an_integration_that_is_well(link: Link) -> None:
 
 def test_what_is_wrong_with_an_integration_is_said(link: Link) -> None:
     link.plane.world.project("Rockets", link.plane.owner)
-    wrong = {
+    wrong: dict[str, dict[str, Any]] = {
         "address": {"baseUrl": "http://127.0.0.1:1"},
         "credentials": {"apiKey": "plane_api_wrong"},
         "workspace": {"workspace": "nowhere"},
