@@ -196,8 +196,8 @@ Event = (
 
 class Job(Struct, frozen=True):
     """`attempts` counts starts since the last progress: a job that ends its worker each time is given up. `tried`
-    counts failures that may pass since it last brought something, `until` is when it is tried again. `cursor` is where
-    it goes on, None for its beginning."""
+    counts failures that may pass since it last brought something, `until` is when it is tried again; `by_hand` when
+    somebody asked for the present attempt. `cursor` is where it goes on, None for its beginning."""
 
     status: Status | None = None
     queued: Queued | None = None
@@ -205,6 +205,7 @@ class Job(Struct, frozen=True):
     attempts: int = 0
     tried: int = 0
     until: datetime | None = None
+    by_hand: bool = True
     graceful: bool = True
     stage: str | None = None
     progress: int = 0
@@ -227,7 +228,7 @@ def _with(job: Job, **changes: Any) -> Job:
 def evolve(state: Job, event: Event) -> Job:
     match event:
         case Queued():
-            return Job(status="queued", queued=event)
+            return Job(status="queued", queued=event, by_hand=event.trigger == "request")
         case Started():
             return _with(state, status="running", fence=event.fence, attempts=state.attempts + 1)
         case Progressed():
@@ -249,7 +250,7 @@ def evolve(state: Job, event: Event) -> Job:
             status = "running" if event.running else "queued"
             tried = state.tried if event.retry else 0
             state = _with(state, status=status, confirm=event.confirm, attempts=0, tried=tried, until=None)
-            return _with(state, graceful=True, ended=None)
+            return _with(state, graceful=True, ended=None, by_hand=not event.retry)
         case Stopped():
             return _with(state, status="stopped", counters=event.counters, ended=event, until=None)
         case Completed():

@@ -151,7 +151,8 @@ class Scheduler(Struct, forbid_unknown_fields=True):
 
 class Policies(Struct, forbid_unknown_fields=True):
     """How jobs of integrations are tried, where an integration does not say otherwise: after `breaker_failures` in a
-    row (0: never) its scheduled runs wait. `concurrency` of them run at a time, by all workers together."""
+    row (0: never) its scheduled runs wait. `concurrency` of them run at a time, by all workers together, if that is
+    set."""
 
     attempts: Annotated[int, Meta(ge=1, le=100)] = 5
     backoff_s: Annotated[float, Meta(ge=0, le=604_800)] = 2.0
@@ -160,7 +161,7 @@ class Policies(Struct, forbid_unknown_fields=True):
     breaker_pause_s: Annotated[float, Meta(ge=0, le=604_800)] = 60.0
     breaker_pause_max_s: Annotated[float, Meta(ge=0, le=604_800)] = 3600.0
     timeout_s: Annotated[float, Meta(ge=0, le=604_800)] = 0.0
-    concurrency: Positive = 64
+    concurrency: Positive | None = None
 
 
 class Files(Struct, forbid_unknown_fields=True):

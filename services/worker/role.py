@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -14,7 +15,7 @@ from infra.eventstore.recorder import Claimed
 from infra.eventstore.store import Done
 from infra.leases import Lease
 from services.main import Process
-from services.worker import engines, run
+from services.worker import engines, policies, run
 from services.worker.children import Children
 
 log = structlog.get_logger("worker")
@@ -42,6 +43,7 @@ class Worker:
         self._process, self._children = process, children
         self._kinds = [f"work/{lane}" for lane in lanes]
         self._slots = process.settings.jobs.concurrency
+        self._shared = policies.Slots(process.leases, process.settings.policies.concurrency)
         self._running: dict[str, tuple[Lease, run.Run, asyncio.Task[None]]] = {}
         self._blocked: set[str] = set()
         self._wake = asyncio.Event()
@@ -107,8 +109,10 @@ class Worker:
             await asyncio.sleep(self._process.settings.jobs.beat_s)
             held = {lease.name: one for lease, one, _ in self._running.values()}
             try:
-                for name in await self._process.leases.beat([lease for lease, _, _ in self._running.values()]):
-                    held[name].lost()
+                leases = [lease for lease, _, _ in self._running.values()]
+                for name in await self._process.leases.beat([*leases, *self._shared.held]):
+                    if name in held:
+                        held[name].lost()
             except _TRANSIENT as error:
                 log.warning("the beat of the leases failed", reason=type(error).__name__)
 
@@ -148,18 +152,29 @@ class Worker:
                 await self._take(row["tenant"], row["stream_id"], row["line"])
 
     async def _take(self, tenant: str, stream: str, line: str) -> None:
+        if line.startswith("integration/") and not await self._shared.take(stream):
+            return
         lease = await self._process.leases.take(stream)
         if lease is None:
+            await self._shared.release(stream)
             return
         job = stream.rpartition("/")[2]
         done = await self._start(tenant, job, line, lease)
         if done is None or done.state.status != "running":
             await self._process.leases.release(lease)
+            await self._shared.release(stream)
             return
         one = run.Run(self._process, self._children, tenant, job, lease, done.state, done.position)
-        task = asyncio.create_task(one.serve(), name=job)
+        task = asyncio.create_task(self._serve(one, stream), name=job)
         self._running[stream] = (lease, one, task)
         task.add_done_callback(lambda _: self._finished(stream))
+
+    async def _serve(self, one: run.Run, stream: str) -> None:
+        try:
+            await one.serve()
+        finally:
+            with contextlib.suppress(*_TRANSIENT):  # then it dies of itself
+                await asyncio.shield(self._shared.release(stream))
 
     async def _start(self, tenant: str, job: str, line: str, lease: Lease) -> Done | None:
         """How the job was started under our fence, or None when it is not to be run now."""

@@ -16,7 +16,7 @@ from domain import errors, jobs, messages
 from infra.db import CONNECTION_LOST
 from infra.leases import Lease
 from services.main import Process
-from services.worker import child, engines, pace, progress
+from services.worker import child, engines, pace, policies, progress
 from services.worker.children import Child, Children, Died
 
 log = structlog.get_logger("worker")
@@ -123,14 +123,18 @@ class Run:
 
     async def _outcome(self, started: float) -> jobs.Command | None:
         """How the job ends; None when this run leaves it to another."""
+        policy = await policies.load(self._process, self._tenant, self._state)
+        if (wait := await policy.wait(self.since)) is not None:
+            await self._add_line("warn", wait.reason)
+            return wait
         try:
-            said = await self._converse()
+            said = await self._in_time(policy)
         except Died:
             if self._leaving:
                 return None
             return self._after_a_death()
         if isinstance(said, child.Failed):
-            return await self._failure(said)
+            return await self._failure(said, policy)
         if said.stopped and self._leaving and not self._stopping:
             return None
         if said.stopped:
@@ -147,13 +151,28 @@ class Run:
         message = f"The work ended its process {ATTEMPTS} times without progress"
         return jobs.Fail(code=errors.SyncFailed.code, message=message, counters=self._counted(self._now.counters))
 
-    async def _failure(self, said: child.Failed) -> jobs.Command:
+    async def _in_time(self, policy: policies.Policy) -> child.Done | child.Failed:
+        """An attempt that takes too long is cut off; it goes on from its checkpoint."""
+        try:
+            async with asyncio.timeout(policy.timeout_s) as limit:
+                return await self._converse()
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            return policy.timed_out()
+
+    async def _failure(self, said: child.Failed, policy: policies.Policy) -> jobs.Command:
         counters = self._counted(said.counters if said.counters.processed else self._now.counters)
         await self._add_line("error", said.message)
         if said.code == errors.Held.code:
             details = dict(said.details)
             plan = str(details.get("plan", ""))
             return jobs.Hold(reason=said.message, plan=plan, counters=counters, details=details, usage=said.usage)
+        known = self._bringing is not None and self._bringing.state.status is not None
+        state = self._bringing.state if self._bringing is not None and known else self._state
+        if (pause := policy.again(said, state, counters)) is not None:
+            await self._add_line("info", f"Attempt {state.tried + 2} follows at {pause.until:%Y-%m-%d %H:%M:%S} UTC")
+            return pause
         return jobs.Fail(
             code=said.code, message=said.message, counters=counters, details=said.details, usage=said.usage
         )
