@@ -118,7 +118,7 @@ class Tail(Struct, forbid_unknown_fields=True):
 
     poll_s: Seconds = 1.0
     client_poll_s: Seconds = 0.25
-    grace_s: Annotated[float, Meta(ge=0)] = 0.02
+    grace_s: Annotated[float, Meta(ge=0)] = 0.15
     pace_s: Annotated[float, Meta(ge=0)] = 0.01
     page: Positive = 1000
 

@@ -27,6 +27,7 @@ MAC = "Undrift-Mac"
 
 _SOURCE = "urn:undrift:"
 _STATUS = b"NATS/1.0\r\n"
+_CLAIM = re.compile(rb"\r\n%b: ([0-9]{1,18})\r\n" % POSITION.encode())
 #: JetStream stores at most 64 KiB of headers with a message; the batch's own come on top of ours.
 _MAX_HEADERS = 60_000
 _SLACK = 512
@@ -152,6 +153,12 @@ class Envelope:
 
     def _mac(self, position: int, time: str, digest: bytes) -> str:
         return hmac.digest(self._key, self._prefix + f"{position} {time} ".encode() + digest, "sha256").hex()
+
+
+def claimed(raw: bytes) -> int | None:
+    """The position that a message claims, from its headers as they came."""
+    found = _CLAIM.search(raw)
+    return None if found is None else int(found[1])
 
 
 def lines(raw: bytes) -> dict[str, str]:

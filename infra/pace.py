@@ -18,7 +18,7 @@ class Pace:
     In a stretch of work a turn waits `gather` seconds for what is about to come with what has come.
     """
 
-    def __init__(self, shortest: float, gather: float = 0.0, longest: float = 0.08) -> None:
+    def __init__(self, shortest: float, gather: float = 0.0, longest: float = 0.05) -> None:
         self._shortest, self._gather, self._longest = shortest, gather, max(shortest, longest)
         self._began = self._took = 0.0
         self._behind = False

@@ -13,7 +13,7 @@ from msgspec import Struct
 from infra import config
 from infra.bus import Bus
 from infra.db import CONNECTION_LOST
-from infra.envelope import Envelope, Recent, Verdict, lines, position_of
+from infra.envelope import Envelope, Recent, Verdict, claimed, lines
 from infra.eventstore.mapper import LogNotification
 from infra.eventstore.store import Store
 from infra.feed import Feed
@@ -225,22 +225,20 @@ class Tail:
             if (note := self.recent.take(expected, message.headers, message.data)) is not None:
                 notes.append(note)
                 continue
-            headers = lines(message.headers)
-            claimed = position_of(headers)
-            if claimed is None or claimed < expected:
+            position = claimed(message.headers)
+            if position is None or position < expected:
                 self.counts.ignored += 1
                 continue
-            verdict = self._envelope.unpack(headers, message.data)
+            verdict = self._envelope.unpack(lines(message.headers), message.data)
             if verdict is Verdict.FORGED:
                 self.counts.forged += 1
             elif verdict is Verdict.FOREIGN:
                 self.counts.ignored += 1
-            elif isinstance(verdict, LogNotification) and claimed == expected:
+            elif isinstance(verdict, LogNotification) and verdict.id == expected:
                 notes.append(verdict)
             else:
                 self._must_read = True  # a gap, or an event too large for a message
         if notes:
-            self.recent.forget(notes[-1].id)
             page = await self._decode(notes)
             self.counts.from_nats += len(page)
             self._publish(Span(page[0].position, page[-1].position, page))
@@ -253,6 +251,7 @@ class Tail:
 
     def _publish(self, span: Span) -> None:
         self.position = span.last
+        self.recent.forget(span.last)
         for subscription in list(self._subscriptions):
             subscription.offer(span)
         while self._waiters and self._waiters[0][0] <= self.position:

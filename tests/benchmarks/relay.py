@@ -30,8 +30,9 @@ class World:
     def __init__(self, log: Notes, bus: Bus, hints: Hints) -> None:
         self.log, self.bus, self.hints = log, bus, hints
 
-    def relay(self) -> Relay:
-        return Relay(self.log.store, self.bus, config.Relay(), config.Nats(), KEY, self.log.epoch, self.hints)
+    def relay(self, tail: Tail | None = None) -> Relay:
+        recent = None if tail is None else tail.recent
+        return Relay(self.log.store, self.bus, config.Relay(), config.Nats(), KEY, self.log.epoch, self.hints, recent)
 
     def tail(self, bus: Bus | None = None) -> Tail:
         return Tail(self.log.store, bus or self.bus, config.Tail(), KEY, self.log.epoch)
@@ -143,7 +144,8 @@ async def lane(log: Notes, number: int, count: int) -> int:
 
 async def together(here: World, count: int) -> dict[str, Any]:
     """Append, relay and tail at once, in one process."""
-    relay, tail = here.relay(), here.tail()
+    tail = here.tail()
+    relay = here.relay(tail)
     async with running(relay.run):
         await tail.start()
         await asyncio.sleep(0.5)
