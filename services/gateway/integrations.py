@@ -164,7 +164,16 @@ async def change(call: Call) -> Any:
             config = await _sealed(call, before.kind, id, body.config, before.config)
             command = replace(command, config=config)
         done = await call.execute([Wish(integrations, id, command)])
+        await _forget(call, before, done.state)
     return call.reply(await _changed(call, id, stream, done), done.position)
+
+
+async def _forget(call: Call, before: integrations.Integration, after: integrations.Integration) -> None:
+    """Destroys the secrets that nothing refers to any more."""
+    kept = set() if after.name is None else set(vaulted.references(after.kind, after.config))
+    stale = [one for one in vaulted.references(before.kind, before.config) if one not in kept]
+    if stale:
+        await Vault(call.api.process.db, call.api.process.master).forget(call.tenant, stale)
 
 
 async def _changed(call: Call, id: str, stream: str, done: Done) -> Integration:
@@ -177,7 +186,11 @@ async def delete(call: Call) -> Any:
     id = call.path("integration_id")
     done = await call.earlier(integrations, jobs)
     if done is None:
+        stream = messages.stream(integrations.STREAM, call.tenant, id)
+        before = (await call.api.process.store.load(integrations, stream)).state
         done = await job_routes.stop_open(call, id, Wish(integrations, id, integrations.Delete()))
+        if before.name is not None:
+            await _forget(call, before, integrations.initial)
     return call.reply(Deleted(True, id), done.position)
 
 

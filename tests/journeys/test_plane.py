@@ -620,6 +620,22 @@ def test_a_key_is_never_shown_and_nowhere_in_clear(link: Link) -> None:
     assert kept == [(0,)]
 
 
+def test_a_secret_goes_with_the_last_that_refers_to_it(link: Link) -> None:
+    def kept() -> int:
+        return int(link.system.sql("select count(*) from undrift_keys.secrets")[0][0])
+
+    before = kept()
+    link.create(webhookSecret=SECRET)
+    assert kept() == before + 2
+    path = f"/api/sync/integrations/{link.id}"
+    link.system.ok("PUT", path, {"config": changed(link, apiKey="plane_api_another")})
+    assert kept() == before + 2
+    link.system.ok("PUT", path, {"config": changed(link, webhookSecret=None)})
+    assert kept() == before + 1
+    link.system.ok("DELETE", path)
+    assert kept() == before
+
+
 def test_a_reference_is_no_secret(link: Link) -> None:
     link.create()
     config = {"workspace": "acme", "apiKey": "sealed:0123456789abcdef0123456789abcdef"}
