@@ -58,7 +58,8 @@ async def _stream(call: Call, after: int, epoch: int) -> Any:
             raise errors.Invalid("Last-Event-ID is the id of an event of this stream, or a position")
         epoch, after = int(match[1] or epoch), int(match[2])
     _check(after, await process.store.head(), epoch, process.epoch)
-    return Live(live.events.stream(live.streams, call.principal.actor, call.tenant, after), [headers.position(after)])
+    stream = live.events.stream(live.streams, call.principal.credential, call.tenant, after)
+    return Live(stream, [headers.position(after)])
 
 
 def _check(after: int, head: int, epoch: int, present: int) -> None:

@@ -54,6 +54,7 @@ class Metrics:
                 ("parked_events", "Events that a read model could not apply"),
                 ("writer_waiting_commands", "Commands waiting for the next group"),
                 ("tail_position", "Position of this process's tail"),
+                ("open_streams", "Streams of server-sent events that clients hold open"),
             )
         }
         self._queue = Gauge("undrift_open_jobs", "Jobs queued or running", ("lane",), registry=self.registry)
@@ -77,6 +78,7 @@ class Metrics:
             "parked_events": await process.db.fetchval("select count(*) from undrift.parked where generation > 0"),
             "writer_waiting_commands": process.writer.waiting,
             "tail_position": process.tail.position,
+            "open_streams": call.api.live.streams.count,
         }
         for name, value in figures.items():
             self._gauges[name].set(value)

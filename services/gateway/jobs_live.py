@@ -13,11 +13,12 @@ from collections.abc import Sequence
 import structlog
 
 from domain import jobs
-from infra.db import CONNECTION_LOST, Database
-from infra.eventstore.store import Store
-from infra.tail import Tail
+from infra.db import CONNECTION_LOST
+from services.gateway.auth import Principal
+from services.gateway.consistency import Reads
 from services.gateway.jobs_watched import Cursor, Piece, Watched
 from services.gateway.streams import Stream, Streams
+from services.main import Process
 from services.worker import progress
 
 log = structlog.get_logger("gateway")
@@ -29,10 +30,11 @@ _EVENTS = 500
 class JobStream(Stream):
     """One client that follows one job."""
 
-    __slots__ = ("_cursor", "_feed", "_key", "_live", "_now", "_watched")
+    __slots__ = ("_actor", "_cursor", "_feed", "_key", "_live", "_now", "_watched")
 
-    def __init__(self, streams: Streams, principal: str, feed: JobFeed, key: str, cursor: Cursor) -> None:
-        super().__init__(streams, principal)
+    def __init__(self, streams: Streams, principal: Principal, feed: JobFeed, key: str, cursor: Cursor) -> None:
+        super().__init__(streams, principal.credential)
+        self._actor = principal.actor
         self._feed, self._key, self._cursor = feed, key, cursor
         self._watched: Watched | None = None
         self._live = False
@@ -59,7 +61,7 @@ class JobStream(Stream):
     def _join(self, watched: Watched) -> bool:
         if watched.ended:
             self.push(watched.end)
-            self.end()
+            self._end(watched)
         elif self._now is not watched.now:
             self._now = watched.now
             if not self.push(self._now):
@@ -78,7 +80,12 @@ class JobStream(Stream):
                 return
         self._now = watched.now
         if watched.ended:
-            self.end()
+            self._end(watched)
+
+    def _end(self, watched: Watched) -> None:
+        """Whoever was told of the end reads nothing older from here on."""
+        self._feed.reads.wrote(self._actor, watched.cursor.position, jobs.STREAM)
+        self.end()
 
     def leave(self) -> None:
         self._live = False
@@ -92,9 +99,10 @@ class JobStream(Stream):
 class JobFeed:
     """All jobs that are followed in this process."""
 
-    def __init__(self, database: Database, store: Store, tail: Tail, epoch: int, poll_s: float) -> None:
-        self._database, self._store, self._tail = database, store, tail
-        self._epoch, self._poll_s = epoch, poll_s
+    def __init__(self, process: Process, reads: Reads, poll_s: float) -> None:
+        self.reads = reads
+        self._database, self._store, self._tail = process.db, process.store, process.tail
+        self._epoch, self._poll_s = process.epoch, poll_s
         self._watched: dict[str, Watched] = {}
         self._wake = asyncio.Event()
         self._turning = asyncio.Lock()

@@ -109,7 +109,7 @@ async def events(call: Call) -> Any:
     if told and cursor.seq >= await progress.last_line(call.api.process.db, row.id):
         return Reply(204, b"", [headers.position(position)])
     key = messages.stream(jobs.STREAM, call.tenant, row.id)
-    stream = JobStream(live.streams, call.principal.actor, live.jobs, key, cursor)
+    stream = JobStream(live.streams, call.principal, live.jobs, key, cursor)
     return Live(stream, [headers.position(position)])
 
 

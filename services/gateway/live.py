@@ -19,7 +19,7 @@ class Feeds:
     def __init__(self, process: Process, reads: Reads, is_revoked: Callable[[str], bool]) -> None:
         settings = process.settings.gateway
         self.streams = Streams(process.stopping, is_revoked, settings.heartbeat_s)
-        self.jobs = JobFeed(process.db, process.store, process.tail, process.epoch, settings.live_poll_s)
+        self.jobs = JobFeed(process, reads, settings.live_poll_s)
         self.events = EventFeed(process.store, process.tail, process.epoch)
         self.changes = ChangeFeed(process.db, process.tail, reads)
 
