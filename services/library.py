@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import NamedTuple, Protocol
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from domain import errors, library, messages
 from domain.library import Content, File, Place
@@ -137,6 +138,10 @@ class _View(NamedTuple):
     known: Mapping[str, Known]
     contents: Mapping[str, tuple[str, int]]
     conflicts: Sequence[library.ConflictFound]
+
+    def identity(self, hash: str | None) -> str | None:
+        """The hash under which bytes are kept, where they are; by whichever they were named."""
+        return hash if hash is None or hash not in self.contents else self.contents[hash][0]
 
     def now(self, place: str) -> Known | None:
         file = self.there.get(place)
@@ -287,8 +292,11 @@ class Library:
         there |= {one.file for one in (await self._shelf.known(who, [place.at])).values()}
         for file, state in (await self._shelf.files(who, there)).items():
             for conflict in state.conflicts.values():
-                at_place = conflict.found.place.at == place.at
-                if at_place and conflict.resolved is not None and conflict.resolved.awaits == hash:
+                if conflict.found.place.at != place.at or conflict.resolved is None:
+                    continue
+                if (awaited := conflict.resolved.awaits) is None:
+                    continue
+                if (await self._shelf.contents(who, [awaited])).get(awaited, ("", 0))[0] == hash:
                     return file, conflict
         return None
 
@@ -343,14 +351,15 @@ class Library:
         else:
             known = {place: one for place, one in knew.items() if one is not None}
         files = await self._shelf.files(who, {*there.values(), *(one.file for one in known.values())})
-        hashes = {asked.item.hash for asked in group if asked.item.hash is not None}
-        contents = await self._shelf.contents(who, hashes)
-        return _View(there, files, known, contents, await self._shelf.conflicts(who, exact))
+        conflicts = [*await self._shelf.conflicts(who, exact)]
+        conflicts += [one.found for state in files.values() for one in state.open_conflicts()]
+        hashes = {asked.item.hash for asked in group} | {one.local_hash for one in conflicts}
+        contents = await self._shelf.contents(who, [hash for hash in hashes if hash is not None])
+        return _View(there, files, known, contents, conflicts)
 
     def _decide(self, who: Who, asked: _Asked, view: _View) -> _Decided:
         item = asked.item
-        if item.hash is not None and item.hash in view.contents:  # by whichever hash it was named
-            item = Reported(item.path, item.change, item.old_path, view.contents[item.hash][0], item.size)
+        item = Reported(item.path, item.change, item.old_path, view.identity(item.hash), item.size)
         here = asked.place if asked.old is None else asked.old
         there, knew = view.now(here.at), view.known.get(here.at)
         target = view.now(asked.place.at) if asked.old is not None else None
@@ -406,8 +415,8 @@ class Library:
             server_number=state.number,
             server_mtime=state.content.mtime if state.content is not None and state.alive else None,
         )
-        for one in (*view.conflicts, *(conflict.found for conflict in state.open_conflicts())):
-            if library.same_change(one, found):
+        for one in view.conflicts:
+            if library.same_change(replace(one, local_hash=view.identity(one.local_hash)), found):
                 return _Decided(conflict=one)
         return _Decided(Wish(library, conflict.file, library.FindConflict(found)), conflict=found)
 
