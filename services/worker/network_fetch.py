@@ -8,7 +8,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import Any, NamedTuple
@@ -61,9 +61,15 @@ async def _fetch(spec: network.Spec, work: Path, stopped: Callable[[], bool], de
     async def one(session: aiohttp.ClientSession, name: network.List, directory: str) -> None:
         found[name, directory] = await _download(session, directory + network.PATHS[name], most[name], work, seconds)
 
-    async with _session(seconds) as session:
-        tasks = [one(session, name, directory) for name in network.PATHS for directory in spec.directories]
-        await _until(tasks, stopped, lambda: _settled(found, len(spec.directories)), spec.patience)
+    try:
+        async with _session(seconds) as session:
+            tasks = [one(session, name, directory) for name in network.PATHS for directory in spec.directories]
+            await _until(tasks, stopped, lambda: _settled(found, len(spec.directories)), spec.patience)
+    except BaseException:
+        for body in found.values():
+            if isinstance(body, Body):
+                body.file.close()
+        raise
     late = network.Trouble("no answer while the others agreed already", reached=False)
     return {(name, where): found.get((name, where), late) for name in network.PATHS for where in spec.directories}
 
@@ -144,15 +150,16 @@ def _status(status: int) -> str:
 
 
 async def _read(answer: aiohttp.ClientResponse, most: int, work: Path) -> Body | network.Trouble:
-    file = SpooledTemporaryFile(_IN_MEMORY, dir=str(work))  # noqa: SIM115 - it lives as long as the run
     digest, size = hashlib.sha256(), 0
-    async for chunk in answer.content.iter_chunked(_CHUNK):
-        size += len(chunk)
-        if size > most:
-            file.close()
-            return network.Trouble(f"its answer has more than {most} bytes", reached=True)
-        digest.update(chunk)
-        file.write(chunk)
+    with ExitStack() as stack:
+        file = stack.enter_context(SpooledTemporaryFile(_IN_MEMORY, dir=str(work)))
+        async for chunk in answer.content.iter_chunked(_CHUNK):
+            size += len(chunk)
+            if size > most:
+                return network.Trouble(f"its answer has more than {most} bytes", reached=True)
+            digest.update(chunk)
+            file.write(chunk)
+        stack.pop_all()  # it lives as long as the run
     return Body(digest.digest(), file)
 
 
