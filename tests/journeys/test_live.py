@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,10 @@ def parsed(raw: bytes) -> list[Event]:
     return found
 
 
+def has(found: Path, more: int) -> bool:
+    return len(numbers(parsed(found.read_bytes()))) > more
+
+
 def test_a_gateway_that_is_killed_loses_nothing_and_repeats_nothing(tmp_path: Path, system: System, held: str) -> None:
     hand = Hand(system, held)
     done = threading.Event()
@@ -248,8 +253,7 @@ def test_a_gateway_that_is_killed_loses_nothing_and_repeats_nothing(tmp_path: Pa
             last = next((event.id for event in reversed(events) if event.id), "")
             found = tmp_path / f"turn-{turn}"
             client = curl(system, held, last, found)
-            more = 300 * (turn + 1)
-            assert until(lambda found=found, more=more: len(numbers(parsed(found.read_bytes()))) > more)  # type: ignore[misc]
+            assert until(partial(has, found, 300 * (turn + 1)))
             pid = system.kill("gateway")
             client.wait(30)
             events += parsed(found.read_bytes())
