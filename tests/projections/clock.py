@@ -44,11 +44,14 @@ class Scene:
 
     def __init__(self, process: Process, now: datetime) -> None:
         self.process, self.store, self.now = process, process.store, now
-        self._position = 0
+        self._position, self._fences = 0, count(100)
         self.schedulers = [self.scheduler()]
 
     def scheduler(self) -> Scheduler:
         return Scheduler(self.process, lambda: self.now)
+
+    def fence(self) -> int:
+        return next(self._fences)
 
     async def to(self, now: datetime) -> None:
         self.now = now

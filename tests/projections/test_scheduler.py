@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from msgspec import Raw
 
-from domain import integrations, jobs
+from domain import errors, integrations, jobs
 from domain.policies import Policy
 from domain.schedules import CatchUp, Overlap, Schedule
 from projections import integrations as read
+from services import doctor
 from tests.projections.clock import Scene, open_scene
 
 STEP = timedelta(minutes=15)
@@ -215,8 +216,14 @@ async def night(
     world = World(scene, lasts)
     world.fence = 1
     await world.run(utc(begins), utc(ends), (utc(away), utc(away) + timedelta(hours=3)))
-    runs, overdue = await world.told()
-    return runs, overdue
+    await rebuilt_is_the_same(scene)
+    return await world.told()
+
+
+async def rebuilt_is_the_same(scene: Scene) -> None:
+    async with doctor.shadow(scene.store.database, read) as (connection, beside):
+        await doctor.fold(scene.store, connection, read, beside, await scene.store.head())
+        assert await doctor.differing(connection, read, beside) is None
 
 
 FULL = jobs.Ticket(job="first", kind="files", type="full_sync", lane="later", integration="i")
@@ -236,3 +243,201 @@ async def test_a_night_of_long_jobs(
     scene: Scene, overlap: Overlap, catch_up: CatchUp, expected: list[str], late: list[str]
 ) -> None:
     assert (expected, late) == await night(scene, AUTUMN, timedelta(hours=2, minutes=30), overlap, catch_up)
+
+
+# Beside the nights.
+
+T0 = utc("2027-06-01T00:00")
+MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
+
+
+async def queued(scene: Scene) -> list[tuple[str, datetime]]:
+    """Type and due time of the scheduled jobs, as they were queued."""
+    found: list[tuple[str, datetime]] = []
+    for one in await scene.log():
+        if isinstance(one.event, jobs.Queued) and one.event.due is not None:
+            found.append((one.event.requested_type or one.event.ticket.type, one.event.due))
+    return found
+
+
+async def begin(scene: Scene, schedule: Schedule, policy: Policy | None = None) -> None:
+    await scene.to(T0)
+    await scene.say(integrations, "i", create(schedule, policy))
+
+
+async def work(scene: Scene, job: str, *commands: jobs.Command) -> None:
+    await scene.say(jobs, job, jobs.Start(fence=scene.fence(), worker="w", at=scene.now), *commands)
+
+
+async def last(scene: Scene) -> str:
+    """The job that was queued last."""
+    return [one.id for one in await scene.log() if isinstance(one.event, jobs.Queued)][-1]
+
+
+COMPLETE = jobs.Complete(DONE, Raw(b"{}"), 1)
+
+
+async def test_a_full_run_and_one_that_is_not_are_due_together(scene: Scene) -> None:
+    """The full one does both."""
+    await begin(scene, Schedule(every=3600, full_every=7200))
+    for hour in (1, 2, 3, 4):
+        await scene.to(T0 + hour * HOUR)
+        assert await scene.tick() == 1
+        assert await scene.tick() == 0
+        await work(scene, await last(scene), COMPLETE)
+    assert await queued(scene) == [
+        ("incremental_sync", T0 + HOUR),
+        ("full_sync", T0 + 2 * HOUR),
+        ("incremental_sync", T0 + 3 * HOUR),
+        ("full_sync", T0 + 4 * HOUR),
+    ]
+
+
+@pytest.mark.parametrize("overlap", ["skip", "cancel_other"])
+async def test_a_long_full_run_is_not_ended_for_an_incremental_one(scene: Scene, overlap: Overlap) -> None:
+    await begin(scene, Schedule(every=60, full_every=90, overlap=overlap))
+    await scene.to(T0 + 90 * timedelta(seconds=1))
+    assert await scene.tick() == 1
+    full = await last(scene)
+    await work(scene, full)
+    for minute in (2, 3):
+        await scene.to(T0 + minute * MINUTE)
+        if minute == 3:
+            await scene.say(jobs, full, COMPLETE)
+        assert await scene.tick() == (minute == 3)
+    assert (await scene.store.load(jobs, f"jobs/main/{full}")).state.status == "completed"
+    seconds = [(type, (due - T0) // timedelta(seconds=1)) for type, due in await queued(scene)]
+    assert seconds == [("full_sync", 90), ("full_sync", 180)]
+
+
+async def test_nothing_is_decided_from_what_is_not_up_to_date(scene: Scene) -> None:
+    await begin(scene, Schedule(every=60))
+    await scene.to(T0 + MINUTE)
+    await scene.store.execute(integrations, "i", integrations.Stop())  # and the read model does not know
+    assert await scene.schedulers[0].tick() == 0
+    await scene.to(T0 + 2 * MINUTE)
+    assert await scene.tick() == 0
+    assert await queued(scene) == []
+
+
+async def test_a_decision_is_right_for_the_moment_that_was_looked_at(scene: Scene) -> None:
+    """The read model takes ten minutes to come so far: what was in time then is not overdue."""
+    await begin(scene, Schedule(every=60, tolerance=30, catch_up="none"))
+    await scene.to(T0 + MINUTE)
+    await scene.store.execute(integrations, "i", integrations.Change(name="other"))
+    assert await scene.schedulers[0].tick() == 0
+    await scene.to(T0 + 11 * MINUTE)
+    assert await scene.tick() == 1
+    assert await queued(scene) == [("incremental_sync", T0 + MINUTE)]
+
+
+async def test_whoever_decides_twice_decides_once(scene: Scene) -> None:
+    """As a scheduler that was killed behind its append, and began anew with what it had read before."""
+    await begin(scene, Schedule(every=60, overlap="cancel_other"))
+    row = await scene.row()
+    assert row.next_due is not None
+    await scene.to(T0 + MINUTE)
+    for expected in (True, False, False):
+        again = scene.scheduler()
+        assert await again._fire(row, "main", row.next_due, row.next_due, [], scene.now) is expected
+    await scene.fold()
+    assert len(await queued(scene)) == 1
+
+
+async def test_a_schedule_that_was_stopped_meanwhile_does_not_fire(scene: Scene) -> None:
+    await begin(scene, Schedule(every=60))
+    row = await scene.row()
+    assert row.next_due is not None
+    await scene.say(integrations, "i", integrations.Stop())
+    with pytest.raises(errors.InvalidState):
+        await scene.scheduler()._fire(row, "main", row.next_due, row.next_due, [], scene.now)
+    assert await queued(scene) == []
+
+
+async def test_jitter_spreads_and_the_order_stays(scene: Scene) -> None:
+    await begin(scene, Schedule(every=3600, jitter=1800))
+    for hour in (1, 2, 3):
+        fires = (await scene.row()).next_fires
+        assert fires is not None
+        assert T0 + hour * HOUR <= fires <= T0 + hour * HOUR + HOUR / 2
+        await scene.to(fires - timedelta(milliseconds=1))
+        assert await scene.tick() == 0
+        await scene.to(fires)
+        assert await scene.tick() == 1
+        await work(scene, await last(scene), COMPLETE)
+    assert [due for _, due in await queued(scene)] == [T0 + hour * HOUR for hour in (1, 2, 3)]
+
+
+async def test_a_job_that_no_worker_begins_is_overdue_once(scene: Scene) -> None:
+    await begin(scene, Schedule(every=3600, tolerance=60))
+    await scene.to(T0 + HOUR)
+    assert await scene.tick() == 1
+    for minute in (1, 2, 3):
+        await scene.to(T0 + HOUR + minute * MINUTE)
+        await scene.tick()
+    [overdue] = [one for one in await scene.log() if isinstance(one.event, integrations.Overdue)]
+    assert overdue.event == integrations.Overdue("name", T0 + HOUR, "main", await last(scene))
+    assert overdue.recorded_at == T0 + HOUR + 2 * MINUTE
+
+
+# What failed.
+
+FAIL = jobs.Fail("remote_refused", "no", DONE)
+
+
+async def test_an_attempt_follows_at_its_time_and_once(scene: Scene) -> None:
+    await begin(scene, Schedule(every=3600))
+    scene.schedulers.append(scene.scheduler())
+    await scene.to(T0 + HOUR)
+    assert await scene.tick() == 1
+    job, until = await last(scene), T0 + HOUR + 10 * MINUTE
+    await work(scene, job, jobs.Pause("no answer", "remote_unavailable", until, DONE))
+    await scene.to(until - timedelta(seconds=1))
+    await scene.tick()
+    assert (await scene.store.load(jobs, f"jobs/main/{job}")).state.status == "paused"
+    await scene.to(until)
+    for _ in range(3):
+        await scene.tick()
+    log = await scene.store.stream(f"jobs/main/{job}")
+    resumed = [(one.event, one.recorded_at) for one in log if isinstance(one.event, jobs.Resumed)]
+    assert [(event.running, event.retry, at) for event, at in resumed] == [(False, True, until)]
+
+
+@pytest.mark.parametrize(("overlap", "expected"), [("queue", 0), ("skip", 0), ("cancel_other", 1)])
+async def test_a_job_between_two_attempts_is_in_the_way_as_one_that_runs(
+    scene: Scene, overlap: Overlap, expected: int
+) -> None:
+    await begin(scene, Schedule(every=3600, overlap=overlap))
+    await scene.to(T0 + HOUR)
+    await scene.say(jobs, "full", jobs.Queue(jobs.Queued(FULL, Raw(b"{}"))))
+    await work(scene, "full", COMPLETE)
+    assert await scene.tick() == 1
+    job = await last(scene)
+    await work(scene, job, jobs.Pause("no answer", "remote_unavailable", T0 + 3 * HOUR, DONE))
+    await scene.to(T0 + 2 * HOUR)
+    assert await scene.tick() == expected
+    status = (await scene.store.load(jobs, f"jobs/main/{job}")).state.status
+    assert status == ("stopped" if expected else "paused")
+
+
+async def test_an_open_breaker_lets_one_run_try_at_a_time(scene: Scene) -> None:
+    policy = Policy(breaker_failures=2, breaker_pause=3 * 3_600_000)
+    await begin(scene, Schedule(every=3600, tolerance=60), policy)
+    for hour in (1, 2):
+        await scene.to(T0 + hour * HOUR)
+        assert await scene.tick() == 1
+        await work(scene, await last(scene), FAIL)
+    for hour in (3, 4):  # open since 02:00, until 05:00
+        await scene.to(T0 + hour * HOUR)
+        assert await scene.tick() == 0
+    await scene.to(T0 + 5 * HOUR)
+    assert await scene.tick() == 1
+    probe = await last(scene)
+    await scene.to(T0 + 6 * HOUR)
+    assert await scene.tick() == 0  # the probe is under way
+    await work(scene, probe, COMPLETE)
+    assert await scene.tick() == 1
+    dues = [(due - T0) // HOUR for _, due in await queued(scene)]
+    assert dues == [1, 2, 5, 6]
+    overdue = [one.event.due for one in await scene.log() if isinstance(one.event, integrations.Overdue)]
+    assert [(due - T0) // HOUR for due in overdue] == [3, 5]
