@@ -378,7 +378,7 @@ def test_a_declared_integration_is_there_and_comes_back(system: System) -> None:
         ({"source": "/etc"}, "outside"),
         ({"interval": "99999999999"}, "interval is 1 to"),
         ({"more": 'unknown = "x"'}, "unknown"),
-        ({"beside": 'schedule = { cron = "61 * * * *" }'}, "schedule.cron: bad minute"),
+        ({"beside": 'schedule = { fullCron = "61 * * * *" }'}, "schedule.fullCron: bad minute"),
         ({"beside": "schedule = { every = 9 }"}, "syncInterval: schedule says otherwise"),
         ({"beside": "schedule = { overlapping = 9 }"}, "unknown field `overlapping`"),
         ({"beside": "policy = { attempts = 0 }"}, "policy.attempts: expected 1 to 100"),
