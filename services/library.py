@@ -6,41 +6,26 @@ appends, so the same code serves the log and a model of it.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import uuid
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from domain import errors, library, messages
+from domain import errors, library
 from domain.library import Content, File, Place
 from domain.plans import library as plan
 from domain.plans.library import Known, Reported
-from infra import secrets
 from infra.eventstore.recorder import Claimed
 from infra.eventstore.store import Wish
-from services import resolutions
+from services.conflicts import Conflicts
+from services.shelf import Places, Shelf, Who
 
 #: Items of a report that are carried out in one append.
 TOGETHER = 128
 _TRIES = 6
-
-
-class Who(Struct, frozen=True):
-    """Whose library, and which device speaks; `acked` is the position up to which it has acknowledged the feed."""
-
-    tenant: str
-    owner: str
-    actor: str
-    device: str | None = None
-    acked: int = 0
-
-    def metadata(self) -> messages.Metadata:
-        return messages.Metadata(actor=self.actor, owner=self.owner, subject=self.owner)
 
 
 class Item(Struct, frozen=True):
@@ -69,53 +54,6 @@ class Outcome(Struct):
     conflicts: list[library.ConflictFound] = field(default_factory=list)
     rejected: list[Refusal] = field(default_factory=list)
     position: int = 0
-
-
-class Resolved(Struct, frozen=True):
-    """`awaits` is the hash of bytes that have yet to come; `kept` the path of a copy."""
-
-    position: int
-    awaits: str | None = None
-    kept: str | None = None
-
-
-class Shelf(Protocol):
-    """Where a library's facts are looked up and kept."""
-
-    async def head(self) -> int:
-        """A position; what is looked up afterwards is at least that new."""
-
-    async def there(self, who: Who, places: Collection[str]) -> Mapping[str, str]:
-        """The files that stand in places now, from the claims: place -> file."""
-
-    async def files(self, who: Who, ids: Collection[str]) -> Mapping[str, File]: ...
-
-    async def known(self, who: Who, places: Collection[str]) -> Mapping[str, Known]:
-        """What the device knew to stand in places."""
-
-    async def conflicts(self, who: Who, places: Collection[str]) -> Sequence[library.ConflictFound]:
-        """Unresolved conflicts of this device at places, about whichever file."""
-
-    async def contents(self, who: Who, hashes: Collection[str]) -> Mapping[str, tuple[str, int]]:
-        """Bytes that this owner has stored, by either hash: hash -> (BLAKE3, size)."""
-
-    async def append(self, who: Who, wishes: Sequence[Wish]) -> int:
-        """Carries out commands as one; answers the position. Raises Claimed, errors.Conflict."""
-
-
-class Places:
-    """Names for paths that say nothing without the key: what stands in one place on some device shares one."""
-
-    def __init__(self, master: bytes) -> None:
-        self._master = master
-
-    def of(self, who: Who, path: str) -> Place:
-        key = secrets.derive(self._master, "library places", who.tenant, who.owner)
-        names = [self._name(key, one) for one in (path, *plan.ancestors(path))]
-        return Place(names[0], tuple(names[1:]))
-
-    def _name(self, key: bytes, path: str) -> str:
-        return hmac.new(key, plan.folded(path).encode(), hashlib.sha256).hexdigest()[:32]
 
 
 class _Asked(NamedTuple):
@@ -163,6 +101,7 @@ class Library:
 
     def __init__(self, shelf: Shelf, places: Places) -> None:
         self._shelf, self._places = shelf, places
+        self._conflicts = Conflicts(shelf, places)
 
     async def report(self, who: Who, items: Sequence[Item]) -> Outcome:
         """One outcome for each item, in order; a bad one never blocks its neighbours."""
@@ -189,71 +128,16 @@ class Library:
         """A file whose bytes have just been stored. `knew` is what the one who sent them knew to be there, for one
         who is no device."""
         place = self._places.of(who, path)
-        if (awaiting := await self._awaiting(who, place, content.hash)) is not None:
+        if (awaiting := await self._conflicts.awaiting(who, place, content.hash)) is not None:
             file, conflict = awaiting
             assert conflict.resolved is not None
-            done = await self.resolve(who, file, conflict.found.conflict, conflict.resolved.resolution)
+            done = await self._conflicts.resolve(who, file, conflict.found.conflict, conflict.resolved.resolution)
             return Outcome(accepted={path: done.position}, position=done.position)
         item = Item(path, "modified", hash=content.hash, size=content.size, mtime=content.mtime)
         asked = _Asked(Reported(path, "modified", hash=content.hash, size=content.size), item, place, None)
         outcome = Outcome()
         await self._carry_out(who, [asked], outcome, {place.at: knew} if who.device is None else None)
         return outcome
-
-    async def resolve(
-        self, who: Who, file: str, conflict: str, resolution: library.Resolution, whose: str = "", day: str = ""
-    ) -> Resolved:
-        """Settles a conflict, or completes a settlement whose bytes have come. `whose` and `day` name the copy where
-        both sides are kept. Raises errors.NotFound, errors.InvalidState."""
-        blocked = 0
-        for _ in range(_TRIES):
-            state = (await self._shelf.files(who, [file]))[file]
-            if (known := state.conflicts.get(conflict)) is None:
-                raise errors.NotFound("There is no such conflict", kind="conflict")
-            sides = await self._sides(who, file, state, known.found)
-            # Where even its folder is taken, a copy goes to the top.
-            beside = known.found.path if blocked < 2 else known.found.path.rpartition("/")[2]
-            copy = plan.conflict_name(beside, whose, day or "copy", blocked)
-            if sides.there is None and not blocked:
-                copy = known.found.path  # nothing else is there to be kept
-            settled = resolutions.settle(
-                sides, resolution, who.device, copy, self._places.of(who, copy), str(uuid.uuid4()), blocked=blocked > 0
-            )
-            try:
-                return Resolved(await self._shelf.append(who, settled.wishes), settled.awaits, settled.kept)
-            except Claimed:
-                if resolution == "client_wins":
-                    raise errors.InvalidState("Something else stands there now; keep_both keeps a copy") from None
-                blocked += 1
-            except errors.Conflict:
-                continue
-        raise errors.Conflict()
-
-    async def preview(
-        self, who: Who, file: str, conflict: str, resolution: library.Resolution, whose: str, day: str
-    ) -> resolutions.Settlement:
-        """What `resolve` would do, as things stand. Raises errors.NotFound."""
-        state = (await self._shelf.files(who, [file]))[file]
-        if (known := state.conflicts.get(conflict)) is None:
-            raise errors.NotFound("There is no such conflict", kind="conflict")
-        sides = await self._sides(who, file, state, known.found)
-        path = known.found.path
-        copy = path if sides.there is None else plan.conflict_name(path, whose, day)
-        return resolutions.settle(sides, resolution, who.device, copy, self._places.of(who, copy), "", blocked=False)
-
-    async def reopen(self, who: Who, file: str, conflict: str) -> int:
-        """Undoes a resolution: the conflict is open again, and the file as it was before, unless it has changed since.
-
-        Raises errors.NotFound, errors.InvalidState, errors.Conflict.
-        """
-        state = (await self._shelf.files(who, [file]))[file]
-        known = state.conflicts.get(conflict)
-        if known is None:
-            raise errors.NotFound("There is no such conflict", kind="conflict")
-        if known.resolved is None:
-            raise errors.InvalidState("The conflict is not resolved")
-        then = await self._before(who, state, known.found)
-        return await self._shelf.append(who, [Wish(library, file, library.Reopen(conflict, then))])
 
     async def restore(self, who: Who, file: str, path: str, content: Content) -> int:
         """Makes an older version the newest; a deleted file comes back at a path. Raises errors.InvalidState when
@@ -266,39 +150,6 @@ class Library:
             return await self._shelf.append(who, [Wish(library, file, command)])
         except Claimed:
             raise errors.InvalidState("Something else stands there now; move it away first") from None
-
-    async def _before(self, who: Who, state: File, found: library.ConflictFound) -> library.Change | None:
-        if state.hash == found.server_hash:
-            return None
-        if state.number > found.server_number + 1 or (found.server_hash and not state.alive):
-            raise errors.InvalidState("The file has changed since; its versions can be restored one by one")
-        if found.server_hash is None:
-            return library.Delete(state.number)
-        stored = (await self._shelf.contents(who, [found.server_hash]))[found.server_hash]
-        return library.Modify(Content(*stored, found.server_mtime), state.number)
-
-    async def _sides(self, who: Who, file: str, state: File, found: library.ConflictFound) -> resolutions.Sides:
-        stored = None
-        if (hash := found.local_hash) is not None:
-            stored = (await self._shelf.contents(who, [hash])).get(hash)
-        there = (await self._shelf.there(who, [found.place.at])).get(found.place.at)
-        other = None if there is None or there == file else (await self._shelf.files(who, [there]))[there]
-        content = None if stored is None else Content(*stored, found.local_mtime)
-        return resolutions.Sides(file, state, found, content, there, other)
-
-    async def _awaiting(self, who: Who, place: Place, hash: str) -> tuple[str, library.Conflict] | None:
-        """A conflict at a place whose resolution waits for these bytes."""
-        there = set((await self._shelf.there(who, [place.at])).values())
-        there |= {one.file for one in (await self._shelf.known(who, [place.at])).values()}
-        for file, state in (await self._shelf.files(who, there)).items():
-            for conflict in state.conflicts.values():
-                if conflict.found.place.at != place.at or conflict.resolved is None:
-                    continue
-                if (awaited := conflict.resolved.awaits) is None:
-                    continue
-                if (await self._shelf.contents(who, [awaited])).get(awaited, ("", 0))[0] == hash:
-                    return file, conflict
-        return None
 
     @staticmethod
     def _above(group: Sequence[_Asked], exact: set[str]) -> bool:

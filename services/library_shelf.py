@@ -10,7 +10,7 @@ from domain.plans.library import Known
 from infra.db import Database
 from infra.eventstore.store import Decided, Loaded, Store, Wish
 from projections import library as library_read
-from services.library import Who
+from services.shelf import Who
 
 _THERE = "select key, stream_id from undrift.claims where tenant = $1 and kind = $2 and key = any ($3) and not shared"
 _STORED = (

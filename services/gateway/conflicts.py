@@ -19,8 +19,8 @@ from services.gateway.devices import DEVICE
 from services.gateway.dialects import PINAKES
 from services.gateway.library import Conflict, shape
 from services.gateway.routes import Call, Parameter, Route
-from services.library import Who
 from services.resolutions import Settlement
+from services.shelf import Who
 
 
 class Resolve(Struct):
@@ -116,7 +116,7 @@ async def show(call: Call) -> Any:
     position = await call.caught_up(library.STREAM)
     row = await _find(call, call.path("conflict_id"))
     whose, day = await _named(call, row)
-    rules = library_routes.of_call(call)
+    rules = library_routes.conflicts_of(call)
     choices: Sequence[library.Resolution] = ("server_wins", "client_wins", "keep_both", "manual")
     previews: list[Preview] = []
     for resolution in choices if row.resolved_at is None else ():
@@ -155,7 +155,7 @@ async def _resolve(call: Call, row: library_read.Conflict, resolution: library.R
     if resolution == "merge":
         raise errors.Invalid("There is no merge engine yet; choose server_wins, client_wins, keep_both or manual")
     whose, day = await _named(call, row)
-    done = await library_routes.of_call(call).resolve(_who(call), row.file, row.conflict, resolution, whose, day)
+    done = await library_routes.conflicts_of(call).resolve(_who(call), row.file, row.conflict, resolution, whose, day)
     library_routes.wrote(call, done.position)
     return Resolved(row.conflict, resolution, done.awaits is not None, done.kept), done.position
 
@@ -201,7 +201,7 @@ async def _chosen(call: Call, body: ResolveMany) -> dict[str, library_read.Confl
 async def reopen(call: Call) -> Any:
     await call.caught_up(library.STREAM)
     row = await _find(call, call.path("conflict_id"))
-    position = await library_routes.of_call(call).reopen(_who(call), row.file, row.conflict)
+    position = await library_routes.conflicts_of(call).reopen(_who(call), row.file, row.conflict)
     library_routes.wrote(call, position)
     await call.api.reads.reached(position, call.api.process.settings.gateway.read_wait_s)
     return call.reply(shape(await _find(call, row.conflict)), position)

@@ -25,7 +25,7 @@ from services.gateway.dialects import PINAKES, LibraryFault, Reply
 from services.gateway.headers import Pair, position
 from services.gateway.ranges import Range, Unsatisfiable
 from services.gateway.routes import Call, Parameter, Route
-from services.library import Who
+from services.shelf import Who
 
 _PIECE = 1 << 20
 _MEDIA = b"application/octet-stream"

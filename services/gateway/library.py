@@ -13,13 +13,15 @@ from msgspec import Meta, Struct
 from domain import errors, library
 from domain.plans.library import Change
 from projections import library as library_read
+from services.conflicts import Conflicts
 from services.gateway import devices as device_routes
 from services.gateway.cursors import Cursors
 from services.gateway.devices import DEVICE, Seen
 from services.gateway.dialects import PINAKES, Timestamp, timestamp_ms
 from services.gateway.routes import Call, Route
-from services.library import Item, Library, Outcome, Places, Refusal, Who
+from services.library import Item, Library, Outcome, Refusal
 from services.library_shelf import LogShelf
+from services.shelf import Places, Who
 
 _HASH = re.compile(r"(?:blake3:|sha256:)?([0-9a-fA-F]{64})")
 
@@ -93,6 +95,11 @@ def who(call: Call, seen: Seen) -> Who:
 def of_call(call: Call) -> Library:
     process = call.api.process
     return Library(LogShelf(process.db, process.store), Places(process.master))
+
+
+def conflicts_of(call: Call) -> Conflicts:
+    process = call.api.process
+    return Conflicts(LogShelf(process.db, process.store), Places(process.master))
 
 
 def wrote(call: Call, position: int) -> None:

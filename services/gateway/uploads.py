@@ -27,7 +27,8 @@ from services.gateway import library as library_routes
 from services.gateway.devices import DEVICE
 from services.gateway.dialects import PINAKES, Reply, Timestamp, timestamp_ms
 from services.gateway.routes import Call, Parameter, Route
-from services.library import Outcome, Who
+from services.library import Outcome
+from services.shelf import Who
 
 _GATHER = 1 << 20
 _DIGEST = re.compile(rb"sha-256=:([A-Za-z0-9+/=]{44}):")

@@ -16,8 +16,8 @@ from infra.db import Database
 from infra.eventstore.store import Store, Wish
 from projections import library as library_read
 from services import projector
-from services.library import Who
 from services.library_shelf import LogShelf
+from services.shelf import Who
 from tests.device.world import Log, World
 from tests.projections.histories import ended, open_store
 

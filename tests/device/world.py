@@ -19,9 +19,11 @@ from domain.plans.device import Change, Local
 from domain.plans.library import Known
 from infra.eventstore.recorder import Claimed
 from infra.eventstore.store import Wish
+from services.conflicts import Conflicts
 from services.device import engine
 from services.device.engine import Base, Blocked, Changed, Conflict, Engine, Page, Reported
-from services.library import Item, Library, Outcome, Places, Who
+from services.library import Item, Library, Outcome
+from services.shelf import Places, Who
 
 T = TypeVar("T")
 
@@ -285,7 +287,7 @@ class Wire:
             if conflict in state.conflicts:
                 assert resolution in library.RESOLUTIONS
                 self._world.now(
-                    self._world.library.resolve(self._who(), file, conflict, resolution, self._device, "2026-11-21")
+                    self._world.conflicts.resolve(self._who(), file, conflict, resolution, self._device, "2026-11-21")
                 )
         self._fail()
 
@@ -317,6 +319,7 @@ class World:
         self.seed, self.trouble = seed, trouble
         self.log = log or Log()
         self.library = Library(self.log, Places(b"k" * 32))
+        self.conflicts = Conflicts(self.log, Places(b"k" * 32))
         names = "abcdefgh"[:devices]
         self.disks = {name: Disk(self.log, name) for name in names}
         self.memories = {name: Memory() for name in names}
