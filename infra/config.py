@@ -204,6 +204,7 @@ class Library(Struct, forbid_unknown_fields=True):
     quota_bytes: Annotated[int, Meta(ge=0)] = 0
     upload_sessions: Positive = 1000
     upload_hours: Seconds = 24.0
+    sweep_s: Seconds = 60.0
 
 
 class Up(Struct, forbid_unknown_fields=True):
