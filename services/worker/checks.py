@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from domain import errors, jobs
-from domain.plans import files, plane
+from domain.plans import files, network, plane
 from infra import paths
 from services.worker import child, remote
 
@@ -25,11 +26,17 @@ class Check(Struct, frozen=True):
 
 
 class Checks(Struct, frozen=True):
+    """`success` when a run could work."""
+
+    success: bool
     checks: tuple[Check, ...]
 
 
-def _done(checks: Iterator[Check]) -> child.Done:
-    return child.Done(msgspec.json.encode(Checks(tuple(checks))), jobs.Counters())
+def _done(checks: Iterable[Check], success: bool | None = None) -> child.Done:
+    """Without a word on success every check must be good."""
+    found = tuple(checks)
+    good = all(one.ok for one in found) if success is None else success
+    return child.Done(msgspec.json.encode(Checks(good, found)), jobs.Counters())
 
 
 # Plane.
@@ -124,6 +131,29 @@ def _page(answer: remote.Response) -> plane.Envelope | None:
         return plane.envelope(_json(answer)) if answer.status == 200 else None
     except ValueError:
         return None
+
+
+# The RAIDA network.
+
+
+def check_network(told: child.Task, parent: child.Parent) -> child.Done:
+    spec = msgspec.json.decode(told.spec, type=network.Spec)
+    with ThreadPoolExecutor(len(spec.directories)) as pool:
+        found = list(pool.map(_directory, spec.directories))
+    good, needed = sum(one.ok for one in found), len(found) // 2 + 1
+    said = f"{good} of {len(found)} directories answer; {needed} must agree"
+    return _done([Check("quorum", good >= needed, said), *found], success=good >= needed)
+
+
+def _directory(address: str) -> Check:
+    host = remote.place(address)
+    try:
+        with remote.Http(connect_s=_TIMEOUT_S, total_s=_TIMEOUT_S) as http:
+            answers = [http.get(address.rstrip("/") + path) for path in network.PATHS.values()]
+    except errors.Error as error:
+        return Check(host, False, error.message)
+    bad = next((one for one in answers if one.status != 200), None)
+    return Check(host, bad is None, f"{host} serves its lists" if bad is None else f"{host} answers HTTP {bad.status}")
 
 
 # Folders.

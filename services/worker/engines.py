@@ -92,14 +92,15 @@ def _test_files(settings: Settings, ask: Ask, id: str) -> child.Task:
     return _files_task(settings, "files.test", ask.tenant, spec, ask.roots, id, folder(settings, f"ask-{id}"))
 
 
-def _test_plane(settings: Settings, ask: Ask, id: str) -> child.Task:
-    return child.Task(call="plane.test", spec=bytes(ask.spec), job=id, work=str(folder(settings, f"ask-{id}")))
+def _test_remote(call: str, settings: Settings, ask: Ask, id: str) -> child.Task:
+    return child.Task(call=call, spec=bytes(ask.spec), job=id, work=str(folder(settings, f"ask-{id}")))
 
 
 ASKS: Mapping[str, Callable[[Settings, Ask, str], child.Task]] = {
     "files.plan": plan_task,
     "files.test": _test_files,
-    "plane.test": _test_plane,
+    "network.test": partial(_test_remote, "network.test"),
+    "plane.test": partial(_test_remote, "plane.test"),
 }
 
 
@@ -193,6 +194,7 @@ CALLS: Mapping[str, Callable[[child.Task, child.Parent], child.Done]] = {
     "files.plan": _plan_files,
     "files.revert": files_revert.run,
     "files.test": checks.check_files,
+    "network.test": checks.check_network,
     "plane.test": checks.check_plane,
     "collect": _collect,
 }

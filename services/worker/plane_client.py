@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -39,7 +40,7 @@ class Client:
     """A context manager. `requests` counts what was asked."""
 
     def __init__(self, context: Context, spec: plane.Spec) -> None:
-        self._remote, self._log = context.remote, context.log
+        self._remote, self._log, self._deadline = context.remote, context.log, context.deadline
         self._spec, self._key = spec, context.secrets["apiKey"]
         self._name = hashlib.sha256(f"{spec.base_url}\0{self._key}".encode()).hexdigest()
         self._http = remote.Http(connect_s=min(10.0, spec.timeout), total_s=spec.timeout)
@@ -120,6 +121,8 @@ class Client:
 
     def _once(self, url: str) -> remote.Response:
         """Within the limit that all runs with this key share."""
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            raise errors.TimedOut()
         self._remote.permit(self._name, self._spec.patience)
         self.requests += 1
         try:

@@ -525,13 +525,13 @@ def test_more_rows_than_anybody_has_are_not_taken(link: Link) -> None:
     made: list[str] = []
 
     def more(page: Record) -> Record:
-        rows = [{**template, "id": f"made-{len(made) + n}"} for n in range(100)]
+        rows = [{**template, "id": f"made-{len(made) + n}"} for n in range(20)]
         made.extend(one["id"] for one in rows)
         return {**page, "results": rows, "next_page_results": True, "total_count": 10_000_000}
 
     fault = link.plane.fault(r"/work-items/\?", times=None, edit=more)
     job = link.queue(batchSize=100)
-    assert until(lambda: len(made) > 2000)
+    assert until(lambda: len(made) > 100)
     link.system.post(f"/api/sync/jobs/{job}/stop", {"graceful": False})
     link.system.wait(job, "stopped")
     assert link.items("work_items").keys() >= set(ids)
@@ -790,6 +790,19 @@ def test_folders_are_tested_too(system: System) -> None:
     assert (
         system.post("/api/sync/integrations/tested-files/test", token=system.key("reader", "jobs:read")).status == 403
     )
+
+
+def test_directories_are_tested_too(system: System, plane: Plane) -> None:
+    for path in ("users", "qmail_servers", "raida_servers"):
+        plane.fault(f"/service/{path}", times=None, status=200, body=b"")
+    lists = {"name": "Directories", "kind": "network"}
+    nowhere = "http://127.0.0.1:1"
+    for directories, good in (([plane.url], True), ([plane.url, nowhere], False)):
+        body = {**lists, "config": {"directories": directories}}
+        id = system.ok("POST", "/api/sync/integrations", body)["integrationId"]
+        answer = system.ok("POST", f"/api/sync/integrations/{id}/test")
+        assert (answer["success"], len(answer["checks"])) == (good, 1 + len(directories))
+        system.ok("DELETE", f"/api/sync/integrations/{id}")
 
 
 def test_the_feed_tells_of_items(link: Link) -> None:
