@@ -54,8 +54,17 @@ def map_body(context: HookContext, body: Any) -> Any:
     elif context.operation.path == "/api/admin/servers/parity" and isinstance(body.get("server_id"), str):
         return {**body, "server_id": SERVER}
     elif isinstance(body.get("config"), dict):
-        return {**body, "config": _folders(number // 2)}
+        return {**body, "config": _folders(number // 2), **_timing(body)}
     return body
+
+
+def _timing(body: dict[str, Any]) -> dict[str, Any]:
+    """A schedule, where one was meant, that can be: an expression and a zone are more than their schemas say."""
+    schedule = body.get("schedule")
+    if not isinstance(schedule, dict) or not isinstance(schedule.get("overlap", "queue"), str):
+        return {}
+    kept = {name: schedule[name] for name in ("overlap", "catchUp", "catchUpLimit", "tolerance") if name in schedule}
+    return {"syncInterval": None, "schedule": {**kept, "cron": "30 2 * * *", "timeZone": "Europe/Berlin"}}
 
 
 @schemathesis.check
