@@ -45,6 +45,7 @@ PASTS: dict[str, tuple[Any, ...]] = {
 
 START = jobs.Start(fence=2, worker="v", at=T0)
 PROGRESS = jobs.Progress("copying", 50, C1)
+CHECKPOINT = jobs.Checkpoint(Raw(b'{"page":2}'), C1)
 HOLD = jobs.Hold(reason="much", plan="p", counters=C1)
 PAUSE = jobs.Pause("shutdown")
 COMPLETE = jobs.Complete(C1, Raw(b"{}"), 5)
@@ -55,6 +56,7 @@ END_STOP = jobs.EndStop(C1)
 ALLOWED: list[tuple[Any, set[str]]] = [
     (START, {"queued", "running", "stopping"}),
     (PROGRESS, {"running", "stopping"}),
+    (CHECKPOINT, {"running", "stopping"}),
     (HOLD, {"running", "stopping"}),
     (PAUSE, {"running", "stopping"}),
     (COMPLETE, {"running", "stopping"}),
@@ -336,3 +338,27 @@ def expected_claims(job: jobs.Job) -> set[tuple[str, str]]:
     if job.status == "paused":
         return place
     return place if job.status == "queued" else place | {("jobs.running", name) for name in names}
+
+
+def test_a_job_goes_on_from_its_last_checkpoint() -> None:
+    begun = (QUEUED, STARTED, jobs.Checkpointed(Raw(b'{"page":1}'), C0), jobs.Checkpointed(Raw(b'{"page":2}'), C1))
+    for after in ((), (PAUSED,), (FAILED,), (FAILED, jobs.Resumed(ticket=TICKET, running=True), STARTED)):
+        state = fold(jobs, (*begun, *after))
+        assert (state.cursor, state.counters) == (Raw(b'{"page":2}'), C1)
+
+
+def test_a_cursor_of_null_is_the_beginning() -> None:
+    assert fold(jobs, (QUEUED, STARTED, jobs.Checkpointed(Raw(b"null"), C1))).cursor is None
+
+
+def test_what_was_held_is_done_anew_from_the_beginning() -> None:
+    begun = (QUEUED, STARTED, jobs.Checkpointed(Raw(b"1"), C1), HELD, jobs.Resumed(ticket=TICKET, running=True))
+    state = fold(jobs, begun)
+    assert (state.cursor, state.counters) == (None, C1)
+
+
+def test_a_checkpoint_is_progress() -> None:
+    """A worker that brings something and dies is not given up."""
+    again = (STARTED, STARTED, STARTED)
+    assert fold(jobs, (QUEUED, *again)).attempts == 3
+    assert fold(jobs, (QUEUED, *again, jobs.Checkpointed(Raw(b"1"), C1))).attempts == 0
