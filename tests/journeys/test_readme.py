@@ -22,7 +22,8 @@ PAGES = [README, (ROOT / "ARCHITECTURE.md").read_text(), (ROOT / "CHANGELOG.md")
 
 
 def blocks(language: str, text: str = README) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [inside for named, inside in found if named == language]
 
 
 def rows(text: str) -> list[list[str]]:
