@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -203,7 +204,10 @@ class Bringing:
             return _WAIT_S
 
     async def _learn(self, said: child.Quota) -> None:
-        reset_at = None if said.reset_at is None else datetime.fromtimestamp(said.reset_at, UTC)
+        reset_at = None
+        if said.reset_at is not None:
+            with contextlib.suppress(ValueError, OverflowError, OSError):  # whatever the remote calls a time
+                reset_at = datetime.fromtimestamp(said.reset_at, UTC)
         try:
             await self._remotes.learn(
                 said.remote,

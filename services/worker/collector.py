@@ -30,6 +30,8 @@ _TOLD = 100
 _FEW = 10
 _PATIENCE = 10
 _WRONG = (errors.Invalid, errors.TooLarge, msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError)
+#: What a source stumbles over when an answer is not what it should be.
+_GARBAGE = (msgspec.MsgspecError, LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 
 _json = msgspec.json.Encoder(order="sorted").encode
 
@@ -147,6 +149,8 @@ class Collector:
                 yield page._replace(gone=())
         except Stopped:
             return
+        except _GARBAGE as error:  # of the source's own reading: what we do with a page is not raised in here
+            raise errors.RemoteUnavailable(f"The remote sends what cannot be understood ({_brief(error)})") from error
         if self._gone:
             yield Page(gone=self._really_gone(), stage="reconciling_deletes", percent=last.percent)
         self._finished = True
@@ -285,6 +289,10 @@ class Collector:
         mark = None if outcome.mark is None else _json(outcome.mark)
         seen = child.Seen(mark, outcome.complete and not self._context.resumed)
         return child.Done(msgspec.json.encode(outcome.result), self._counts.read(), seen=seen)
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:200]
 
 
 def plan_hash(gone: Iterable[Gone]) -> str:

@@ -34,7 +34,8 @@ class Result(Struct, frozen=True):
 class World(Struct):
     """What is outside, page by page, as entity, id, content and revision. A `complete` one says what is gone; the last
     page comes again `repeats` times. Before the pages `dies_at` the source ends its process, once each; before page
-    `stands_at` it waits for an hour; before all it asks for a permit of the remote `asks`."""
+    `stands_at` it waits for an hour, in page `garbage_at` it finds something else; before all it asks for a permit of
+    the remote `asks`, whose limits end at `resets_at`."""
 
     pages: list[list[tuple[str, str, dict[str, Any], str | None]]]
     complete: bool = True
@@ -44,6 +45,8 @@ class World(Struct):
     dies_at: list[int] = []
     asks: str | None = None
     stands_at: int | None = None
+    garbage_at: int | None = None
+    resets_at: float | None = None
 
 
 class Outside:
@@ -76,11 +79,13 @@ class Outside:
         world = self._world
         if world.asks is not None:
             self._context.remote.permit(world.asks)
-            self._context.remote.learn(world.asks)
+            self._context.remote.learn(world.asks, reset_at=world.resets_at)
         if number in world.dies_at:
             world.dies_at.remove(number)
             Path(self._context.spec.world).write_bytes(msgspec.json.encode(world))
             os.kill(os.getpid(), signal.SIGKILL)
+        if number == world.garbage_at:
+            msgspec.json.decode(b"<html>")
         if number == world.stands_at:
             self._context.remote.sleep(3600)
 

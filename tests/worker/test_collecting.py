@@ -279,6 +279,28 @@ async def test_pages_that_repeat_are_suspected(workshop: Workshop) -> None:
     assert len(await workshop.holds(id)) == 50
 
 
+async def test_garbage_leaves_what_is_there_and_may_pass(workshop: Workshop) -> None:
+    id = await workshop.integration()
+    await workshop.bring(id, [rows("a"), rows("b")])
+    workshop.world(id, [rows("a", value="2"), rows("b", value="2")], garbage_at=1)
+    job = await workshop.queue(id)
+    ended = await workshop.end(job)
+    reasons = [
+        event.reason if isinstance(event, jobs.Paused) else event.message
+        for event in await workshop.events_of(job)
+        if isinstance(event, jobs.Paused | jobs.Failed)
+    ]
+    assert "cannot be understood (DecodeError" in reasons[0]
+    assert ended.status in ("paused", "failed")
+    assert {name: one["value"] for (_, name), one in (await workshop.holds(id)).items()} == {"a": "2", "b": "1"}
+
+
+@pytest.mark.parametrize("time", [-1.0, 1e300, 1e18])
+async def test_limits_that_make_no_sense_are_none(workshop: Workshop, time: float) -> None:
+    id = await workshop.integration()
+    assert (await workshop.bring(id, [rows("a"), rows("b")], asks=f"odd {time}", resets_at=time)).created == 2
+
+
 # All at once.
 
 
