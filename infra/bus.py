@@ -17,7 +17,7 @@ from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 
 from domain import errors
-from infra import asks, config, subjects
+from infra import asks, config, permissions, subjects
 from infra.wire import Parser, Tap
 
 log = structlog.get_logger()
@@ -60,10 +60,13 @@ class Bus:
     """One connection, of our own reconnecting: nats-py's gives up for good on some errors, sends what it buffered
     for a server that was away, and logs tracebacks.
 
-    `url` may name several servers, separated by commas.
+    `url` may name several servers, separated by commas. `user` connects with its own password where the settings hold
+    one, and as the address says where they do not.
     """
 
-    def __init__(self, url: str, settings: config.Nats | None = None, *, name: str = "undrift") -> None:
+    def __init__(
+        self, url: str, settings: config.Nats | None = None, *, name: str = "undrift", user: str | None = None
+    ) -> None:
         self.settings = settings or config.Nats()
         self.listeners: set[Listener] = set()
         self.connections = 0
@@ -73,10 +76,16 @@ class Bus:
         self._up = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._watchers: list[Callable[[bool], None]] = []
-        self._inbox = f"_INBOX.{secrets.token_hex(12)}"
+        self._user = user if user in self.settings.passwords else None
+        self._inbox = self.inbox()
         self._waiting: dict[str, asyncio.Future[Reply]] = {}
         self._signs: dict[str, int] = {}
         self._count = 0
+
+    def inbox(self) -> str:
+        """A subject that is ours alone, as far as the server lets others hear."""
+        prefix = "_INBOX" if self._user is None else permissions.inbox(self._user)
+        return f"{prefix}.{secrets.token_hex(12)}"
 
     @property
     def connected(self) -> bool:
@@ -272,6 +281,8 @@ class Bus:
             "pending_size": 0,
             "flusher_queue_size": 0,
         }
+        if self._user is not None:
+            options |= {"user": self._user, "password": self.settings.passwords[self._user]}
         try:
             await client.connect(self._servers, **options)
             self._client = client

@@ -36,9 +36,11 @@ class Database(Struct, forbid_unknown_fields=True):
 
 
 class Nats(Struct, forbid_unknown_fields=True):
-    """`url` replaces the embedded server. `replicas` is 3 on a cluster."""
+    """`url` replaces the embedded server. `replicas` is 3 on a cluster. `passwords` are those of the users `gateway`,
+    `worker`, `core` and `relay`; who finds none there connects as the address says."""
 
     url: str = ""
+    passwords: dict[str, str] = field(default_factory=dict)
     replicas: Positive = 1
     max_age_s: Annotated[float, Meta(ge=0)] = 7 * 86400.0
     max_bytes: int = -1
@@ -362,6 +364,8 @@ def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[Setting, Any
             _refuse_unknown(name, known)
         elif get_origin(known[name].hint) is list:
             yield known[name], _list(name, text)
+        elif get_origin(known[name].hint) is dict:
+            yield known[name], _table(name, text)
         else:
             yield known[name], text
 
@@ -384,6 +388,19 @@ def _list(name: str, text: str) -> list[Any]:
         return msgspec.json.decode(text, type=list[Any])
     except msgspec.MsgspecError as error:
         raise InvalidSetting(f"{name}: expected a list, `a,b` or a JSON array: {error}") from None
+
+
+def _table(name: str, text: str) -> dict[str, str]:
+    """`a=b, c=d`, or a JSON object."""
+    if text.lstrip().startswith("{"):
+        try:
+            return msgspec.json.decode(text, type=dict[str, str])
+        except msgspec.MsgspecError:
+            raise InvalidSetting(f"{name}: expected a table, `a=b,c=d` or a JSON object of texts") from None
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    if not all(mark for _, mark, _ in pairs):
+        raise InvalidSetting(f"{name}: expected a table, `a=b,c=d` or a JSON object of texts")
+    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def _explain(text: str, tree: Mapping[str, Any], spelled: Mapping[str, str], path: Any) -> str:
@@ -427,7 +444,8 @@ def _given(dotted: str, tree: Mapping[str, Any]) -> str:
     value: Any = tree
     for part in dotted.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
-    return "" if value is None or dotted.endswith("url") or dotted == "integrations" else f", got {value!r:.80}"
+    secret = dotted.endswith(("url", "passwords")) or dotted == "integrations"
+    return "" if value is None or secret else f", got {value!r:.80}"
 
 
 def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:

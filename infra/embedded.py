@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from infra import identity, processes
+from infra import identity, permissions, processes
 from infra.servers import Failed, Server, end_all
 
 OWNER = "undrift_owner"
@@ -243,7 +243,7 @@ class Postgres(Server):
 
 
 class Nats(Server):
-    """NATS with JetStream in `DIR/nats` and one user, `system`, who may do everything."""
+    """NATS with JetStream in `DIR/nats`: the user `system`, who may do everything, and one for each kind of process."""
 
     name = "nats"
     _stop_signals = (signal.SIGTERM,)
@@ -251,6 +251,16 @@ class Nats(Server):
     @property
     def url(self) -> str:
         return f"nats://{NATS_USER}:{self._password()}@127.0.0.1:{self.port}"
+
+    @property
+    def address(self) -> str:
+        """Without a user."""
+        return f"nats://127.0.0.1:{self.port}"
+
+    @property
+    def passwords(self) -> dict[str, str]:
+        """Those of the users for our processes."""
+        return {user: processes.secret(self.directory / "secrets" / f"nats.{user}") for user in permissions.USERS}
 
     def _password(self) -> str:
         return processes.secret(self.directory / "secrets" / "nats.password")
@@ -261,7 +271,9 @@ class Nats(Server):
             "host": "127.0.0.1",
             "port": self.port,
             "max_payload": 1024 * 1024,
-            "authorization": {"users": [{"user": NATS_USER, "password": self._password()}]},
+            "authorization": {
+                "users": [{"user": NATS_USER, "password": self._password()}, *permissions.users(self.passwords)]
+            },
             "jetstream": {"store_dir": str(self.home), "sync_interval": "1s"},
             "ports_file_dir": str(self.home),
             "pid_file": str(self._pid_file),

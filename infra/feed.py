@@ -35,14 +35,14 @@ class Delivery(NamedTuple):
 
 class Feed:
     """Puts what JetStream delivers into `inbox` and calls `arrived`. It promises nothing: not order, not completeness,
-    not that a message is ours."""
+    not that a message is ours. `governor` is the connection that may make a consumer, where `bus` may only listen."""
 
-    def __init__(self, bus: Bus, retry_s: float, arrived: Callable[[], None]) -> None:
+    def __init__(self, bus: Bus, retry_s: float, arrived: Callable[[], None], governor: Bus | None = None) -> None:
         self.inbox: deque[Delivery] = deque()
         self._answers: set[asyncio.Task[None]] = set()
         self._bus, self._retry_s, self._arrived = bus, retry_s, arrived
-        self._stream = jetstream.Stream(bus, STREAM)
-        self._subject = f"_INBOX.{secrets.token_hex(12)}"
+        self._stream = jetstream.Stream(governor or bus, STREAM)
+        self._subject = bus.inbox()
         self._consumer: str | None = None
         self._heard = 0.0
         self._listener: Listener | None = None

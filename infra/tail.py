@@ -63,12 +63,13 @@ class Tail:
         feed: bool = True,
         poll_s: float | None = None,
         hints: Hints | None = None,
+        governor: Bus | None = None,
     ) -> None:
         self.page = settings.page
         self.position = 0
         self.counts = Counts()
         self.hints = hints or Hints(store.database)
-        self.feed = Feed(bus, RETRY_S, self._arrived)
+        self.feed = Feed(bus, RETRY_S, self._arrived, governor)
         self.recent = Recent()
         self.task: asyncio.Task[None] | None = None
         self._fed = feed

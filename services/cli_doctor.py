@@ -65,7 +65,7 @@ async def _examine(instance: Instance, retry: bool) -> tuple[list[Finding], int]
 
     async with cli_data.opened(instance) as data:
         retried = await examiner.retry_parked(data.database, data.store) if retry else 0
-        bus = Bus(data.settings.nats.url, data.settings.nats, name="undrift doctor")
+        bus = Bus(data.settings.nats.url, data.settings.nats, name="undrift doctor", user="relay")
         await bus.connect()
         try:
             settings, epoch = data.settings, await epochs.current(data.database)

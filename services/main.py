@@ -39,7 +39,8 @@ log = structlog.get_logger("process")
 
 @dataclass
 class Process:
-    """What the roles of one process share."""
+    """What the roles of one process share. `governor` is the connection that may write the stream and make its
+    consumers, in processes that have to; elsewhere, and without a password for it, it is the `bus`."""
 
     name: str
     settings: config.Settings
@@ -49,6 +50,7 @@ class Process:
     writer: Writer
     tail: Tail
     bus: Bus
+    governor: Bus
     leases: Leases
     blobs: Blobs
     epoch: int
@@ -61,6 +63,8 @@ class Process:
 Role = Callable[[Process], Awaitable[None]]
 
 _BACKGROUND = 5
+#: The user who may write the stream.
+_GOVERNOR = "relay"
 #: How often a process that waits for Postgres says so.
 _SAYS_S = 10.0
 #: Objects made before the collector looks through the young ones; most of ours die without it.
@@ -80,9 +84,13 @@ async def process(
     db, epoch = await _reached(name, settings)
     writer = Writer(db, settings.eventstore)
     store = Store(db, Mapper(events.REGISTRY, keyring=secrets.Keyring(db, master)), writer)
-    bus = Bus(settings.nats.url, settings.nats, name=name)
+    bus = governor = Bus(settings.nats.url, settings.nats, name=name, user=name)
+    if feed and _GOVERNOR in settings.nats.passwords:
+        governor = Bus(settings.nats.url, settings.nats, name=f"{name} {_GOVERNOR}", user=_GOVERNOR)
+    buses = {bus, governor}
     poll_s = settings.tail.client_poll_s if clients else settings.tail.poll_s
-    tail = Tail(store, bus, settings.tail, secrets.derive(master, "relay mac"), epoch, feed=feed, poll_s=poll_s)
+    mac = secrets.derive(master, "relay mac")
+    tail = Tail(store, bus, settings.tail, mac, epoch, feed=feed, poll_s=poll_s, governor=governor)
     owner = f"{name}@{socket.gethostname()}/{os.getpid()}/{os.urandom(4).hex()}"
     leases = Leases(db, owner, settings.jobs.lease_s)
     built = Process(
@@ -94,19 +102,22 @@ async def process(
         writer=writer,
         tail=tail,
         bus=bus,
+        governor=governor,
         leases=leases,
         blobs=Blobs(settings.directory / "blobs"),
         epoch=epoch,
     )
     writing = built.writing = asyncio.create_task(writer.run())
     try:
-        await bus.connect()
+        for each in buses:
+            await each.connect()
         await tail.start()
         yield built
     finally:
         built.stopping.set()
         await tail.close()
-        await bus.close()
+        for each in buses:
+            await each.close()
         writing.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await writing

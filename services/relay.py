@@ -358,7 +358,7 @@ async def run(process: Process) -> None:
     settings = process.settings
     relay = Relay(
         process.store,
-        process.bus,
+        process.governor,
         settings.relay,
         settings.nats,
         key(process.master),

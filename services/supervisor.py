@@ -67,6 +67,7 @@ class _Running:
         self.process: subprocess.Popen[bytes] | None = None
         self.pipe = -1
         self.since = self.heard = 0.0
+        self.served: float | None = None
         self.spoke = self.ready = False
         self.text = b""
 
@@ -93,6 +94,7 @@ class _Running:
         os.set_blocking(pipe, False)
         self.pipe, self.text = pipe, b""
         self.since = self.heard = now
+        self.served = None
         self.spoke = self.ready = False
 
     def listen(self, now: float) -> bool:
@@ -103,6 +105,7 @@ class _Running:
         *lines, self.text = self.text.split(b"\n")
         news = any(line.startswith(supervised.READY) for line in lines)
         self.ready = self.ready or news
+        self.served = now if news else self.served
         return news
 
     def is_silent(self, now: float) -> bool:
@@ -262,7 +265,7 @@ class Supervisor:
         return news and each.ready
 
     def _after_end(self, each: _Running, code: int, now: float) -> None:
-        pause_s = each.pause.begin(now, now - each.since)
+        pause_s = each.pause.begin(now, 0.0 if each.served is None else now - each.served)
         self._log.warning("a process ended", program=each.program.name, code=code, restart_in_s=pause_s)
         if not self._was_ready:
             self._attempts += 1

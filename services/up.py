@@ -135,7 +135,7 @@ class _Installation:
         if self.postgres is not None:
             self.settings.database.url = self.postgres.socket_url
         if self.nats is not None:
-            self.settings.nats.url = self.nats.url
+            self.settings.nats.url, self.settings.nats.passwords = self.nats.address, self.nats.passwords
         processes.write_private(self.file, config.dump(self.settings))
 
     def _changed(self, supervisor: Supervisor) -> None:
@@ -149,7 +149,7 @@ class _Installation:
     def _ready(self, supervisor: Supervisor) -> bytes:
         found = {
             "url": self.url,
-            "nats_url": self.settings.nats.url,
+            "nats_url": self.nats.url if self.nats is not None else self.settings.nats.url,
             "database_url": self.postgres.url if self.postgres is not None else self.settings.database.url,
             "admin_token": self.token,
             "version": metadata.version("undrift"),

@@ -27,6 +27,8 @@ def sample(hint: Any) -> Any:
         return max([sample(inner), *bounds]) if bounds else sample(inner)
     if get_origin(hint) is list:
         return [sample(get_args(hint)[0])]
+    if get_origin(hint) is dict:
+        return {"gateway": "word"}
     if get_args(hint):
         return sample(next(part for part in get_args(hint) if part is not type(None)))
     if issubclass(hint, msgspec.Struct):
@@ -64,6 +66,18 @@ def test_every_setting_is_read_from_the_file_and_from_the_environment(setting: c
     assert value_of(config.load(None, {}), setting.dotted) != value
     assert value_of(from_file, setting.dotted) == value
     assert value_of(from_environment, setting.dotted) == value
+
+
+def test_passwords_are_a_table_in_the_environment_and_never_repeated(tmp_path: Path) -> None:
+    for text in ("core=a1, relay=b2", '{"core": "a1", "relay": "b2"}'):
+        assert config.load(None, {"UNDRIFT_NATS_PASSWORDS": text}).nats.passwords == {"core": "a1", "relay": "b2"}
+    for text in ("canary", '{"core": ["canary"]}', '{"core": canary'):
+        with pytest.raises(config.InvalidSetting, match="UNDRIFT_NATS_PASSWORDS: expected a table") as caught:
+            config.load(None, {"UNDRIFT_NATS_PASSWORDS": text})
+        assert "canary" not in str(caught.value)
+    with pytest.raises(config.InvalidSetting, match="passwords") as caught:
+        config.load(in_a_file(tmp_path, "[nats]\npasswords = 'canary'"), {})
+    assert "canary" not in str(caught.value)
 
 
 def test_the_environment_is_above_the_file_and_the_command_line_above_both(tmp_path: Path) -> None:
