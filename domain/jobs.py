@@ -34,10 +34,13 @@ class Counters(Struct, frozen=True):
 
 
 class Usage(Struct, frozen=True, omit_defaults=True):
-    """What one run of a job took: CPU time of its processes, and the most memory that one of them had."""
+    """What one run of a job took: CPU time of its processes, and the most memory that one of them had; and by how much
+    it moved the job's counters on."""
 
     cpu_ms: int = 0
     peak_bytes: int = 0
+    bytes: int = 0
+    items: int = 0
 
 
 class Ticket(Struct, frozen=True):

@@ -1,6 +1,17 @@
 """The read models, in one visible list."""
 
-from projections import accounts, collections, devices, integrations, jobs, keys, library, network, tenants
+from projections import accounts, collections, devices, integrations, jobs, keys, library, network, tenants, usage
 from projections.table import Projection
 
-ALL: tuple[Projection, ...] = (jobs, integrations, keys, tenants, collections, network, library, accounts, devices)
+ALL: tuple[Projection, ...] = (
+    jobs,
+    integrations,
+    keys,
+    tenants,
+    collections,
+    network,
+    library,
+    accounts,
+    devices,
+    usage,
+)

@@ -84,6 +84,8 @@ def status(*, instance: Instance = Instance()) -> Exit:
         return Exit.OK
     say(f"Undrift {about['version']} serves at {connection.url}")
     say(f"The log ends at position {ready['head']}, the read models are at {ready['applied']}")
+    for reason in ready.get("reasons", ()):
+        say(f"Degraded: {reason}")
     if processes:
         say("Processes: " + ", ".join(f"{name} {pid}" for name, pid in processes.items()))
     return Exit.OK

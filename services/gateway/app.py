@@ -32,6 +32,7 @@ from services.gateway import (
     uploads,
 )
 from services.gateway.auth import Authenticator, Principal
+from services.gateway.condition import Conditions
 from services.gateway.consistency import Reads
 from services.gateway.cors import Cors
 from services.gateway.dialects import OURS
@@ -98,7 +99,15 @@ class Gateway:
             self._look_up, cors, limiter, open_loopback=bool(settings.auth.open_loopback)
         )
         self.live = Feeds(process, self.reads, self.authenticator.is_revoked)
-        api = Api(process, self.authenticator, self.reads, self.waits, self.live, metrics.observe)
+        api = Api(
+            process,
+            self.authenticator,
+            self.reads,
+            self.waits,
+            self.live,
+            Conditions(process),
+            metrics.observe,
+        )
         served = endpoints(api, routes(metrics))
         litestar = Litestar(
             route_handlers=handlers(served),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from domain import errors
 from infra.db import CONNECTION_LOST
 from services.gateway.dialects import OURS, Reply
+from services.gateway.figures import Figures
 from services.gateway.routes import Call, Route
 
 VERSION = "0.1.0"
@@ -21,11 +23,13 @@ class Alive(Struct):
 
 
 class Ready(Struct):
-    """Positions of the log: its head, and how far the read models have come."""
+    """Positions of the log: its head, and how far the read models have come. `degraded`, with `reasons`, when requests
+    are served, but something behind them needs somebody: NATS or the relay is not at work, or events are parked."""
 
-    status: str
+    status: Literal["ready", "degraded"]
     head: int
     applied: int
+    reasons: list[str] | UnsetType = UNSET
 
 
 class About(Struct):
@@ -52,11 +56,15 @@ class Metrics:
                 ("applied_position", "Position of the read models"),
                 ("projection_lag_events", "Events that the read models have yet to apply"),
                 ("parked_events", "Events that a read model could not apply"),
+                ("relay_lag_events", "Events that JetStream has yet to get; NaN where it cannot be asked"),
+                ("degraded", "Whether something behind the requests needs somebody"),
                 ("writer_waiting_commands", "Commands waiting for the next group"),
                 ("tail_position", "Position of this process's tail"),
                 ("open_streams", "Streams of server-sent events that clients hold open"),
             )
         }
+        self._figures = Figures()
+        self.registry.register(self._figures)
         self._queue = Gauge("undrift_open_jobs", "Jobs queued or running", ("lane",), registry=self.registry)
 
     def observe(self, method: str, route: str, status: int, seconds: float) -> None:
@@ -71,11 +79,14 @@ class Metrics:
     async def render(self, call: Call) -> bytes:
         process = call.api.process
         head = await process.store.head()
+        condition = await call.api.conditions.now()
         figures = {
             "log_head": head,
             "applied_position": call.api.reads.position,
             "projection_lag_events": max(head - call.api.reads.position, 0),
-            "parked_events": await process.db.fetchval("select count(*) from undrift.parked where generation > 0"),
+            "parked_events": condition.parked,
+            "relay_lag_events": math.nan if condition.relayed is None else max(head - condition.relayed, 0),
+            "degraded": bool(condition.reasons),
             "writer_waiting_commands": process.writer.waiting,
             "tail_position": process.tail.position,
             "open_streams": call.api.live.streams.count,
@@ -88,6 +99,7 @@ class Metrics:
         open_jobs = {row["kind"]: row["n"] for row in rows}
         for lane in ("now", "later"):
             self._queue.labels(lane).set(open_jobs.get(f"work/{lane}", 0))
+        await self._figures.load(process.db)
         return generate_latest(self.registry)
 
 
@@ -97,14 +109,18 @@ async def alive(call: Call) -> Any:
 
 async def ready(call: Call) -> Any:
     """503 until this program's read models exist and the database answers."""
+    applied = call.api.reads.position
     try:
         head = await call.api.process.store.head()
+        if applied < 0:
+            raise errors.Unavailable("The read models are being built", retry_after=1)
+        condition = await call.api.conditions.now()
     except CONNECTION_LOST:
         raise errors.Unavailable("Postgres does not answer", retry_after=1) from None
-    applied = call.api.reads.position
-    if applied < 0:
-        raise errors.Unavailable("The read models are being built", retry_after=1)
-    return Reply(200, call.route.dialect.encode(Ready("ready", head, applied)))
+    found = Ready("ready", head, applied)
+    if condition.reasons:
+        found.status, found.reasons = "degraded", list(condition.reasons)
+    return Reply(200, call.route.dialect.encode(found))
 
 
 async def about(call: Call) -> Any:

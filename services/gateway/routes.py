@@ -16,6 +16,7 @@ from infra.eventstore.recorder import Key
 from infra.eventstore.store import Done, Wish
 from services.gateway import bodies, dialects, headers
 from services.gateway.auth import Authenticator, Principal, is_loopback
+from services.gateway.condition import Conditions
 from services.gateway.consistency import Reads
 from services.gateway.dialects import Dialect, Reply
 from services.gateway.live import Feeds
@@ -44,6 +45,7 @@ class Api:
     reads: Reads
     waits: Waits
     live: Feeds
+    conditions: Conditions
     observe: Callable[[str, str, int, float], None]
 
 

@@ -138,11 +138,20 @@ class Run:
         if said.stopped and self._leaving and not self._stopping:
             return None
         if said.stopped:
-            return jobs.EndStop(counters=self._counted(said.counters), usage=said.usage)
+            return jobs.EndStop(counters=self._counted(said.counters), usage=self._used(said))
         self._seen = said.seen
         await engines.keep(self._process, self._work)
         duration_ms = round((time.monotonic() - started) * 1000)
-        return jobs.Complete(counters=said.counters, result=Raw(said.result), duration_ms=duration_ms, usage=said.usage)
+        used = self._used(said)
+        return jobs.Complete(counters=said.counters, result=Raw(said.result), duration_ms=duration_ms, usage=used)
+
+    def _used(self, said: child.Done | child.Failed) -> jobs.Usage | None:
+        """What the child measured, and by how much this run moved the counters on."""
+        if said.usage is None:
+            return None
+        before, after = self._state.counters, said.counters if said.counters.processed else self._now.counters
+        moved, items = after.bytes - before.bytes, after.processed - before.processed
+        return replace(said.usage, bytes=max(moved, 0), items=max(items, 0))
 
     def _after_a_death(self) -> jobs.Command | None:
         if self._state.attempts < ATTEMPTS:
@@ -163,19 +172,18 @@ class Run:
 
     async def _failure(self, said: child.Failed, policy: policies.Policy) -> jobs.Command:
         counters = self._counted(said.counters if said.counters.processed else self._now.counters)
+        used = self._used(said)
         await self._add_line("error", said.message)
         if said.code == errors.Held.code:
             details = dict(said.details)
             plan = str(details.get("plan", ""))
-            return jobs.Hold(reason=said.message, plan=plan, counters=counters, details=details, usage=said.usage)
+            return jobs.Hold(reason=said.message, plan=plan, counters=counters, details=details, usage=used)
         known = self._bringing is not None and self._bringing.state.status is not None
         state = self._bringing.state if self._bringing is not None and known else self._state
         if (pause := policy.again(said, state, counters)) is not None:
             await self._add_line("info", f"Attempt {state.tried + 2} follows at {pause.until:%Y-%m-%d %H:%M:%S} UTC")
-            return pause
-        return jobs.Fail(
-            code=said.code, message=said.message, counters=counters, details=said.details, usage=said.usage
-        )
+            return replace(pause, usage=used)
+        return jobs.Fail(code=said.code, message=said.message, counters=counters, details=said.details, usage=used)
 
     async def _converse(self) -> child.Done | child.Failed:
         """What the work came to. A target that somebody else works on is waited for: a worker that was taken for dead
