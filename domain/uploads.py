@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import ClassVar, Literal, assert_never
 
 from msgspec import Struct
@@ -29,6 +30,7 @@ class Opened(messages.Event, frozen=True, tag="uploads.opened"):
     device: str | None
     knew_file: str | None = None
     knew_hash: str | None = None
+    mtime: datetime | None = None
 
 
 class Completed(messages.Event, frozen=True, tag="uploads.completed"):

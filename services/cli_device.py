@@ -23,6 +23,10 @@ app = App(
 )
 
 
+#: However still it is, so often the folder is looked through.
+_LOOK_S = 60.0
+
+
 @app.command
 def link(
     folder: Path,
@@ -104,12 +108,15 @@ def sync(
     folder = folder.absolute()
     try:
         with links.opened(folder, _note, _Steps(json)) as (engine, _, state):
-            _say(links.once(engine), json)
             if once:
+                _say(links.once(engine), json)
                 return Exit.OK
             with links.Watch(folder, links.read(folder)).running() as watch:
+                pause_s = 1.0  # what changed before the watch began is seen by the second look
+                _say(links.once(engine), json)
                 while True:
-                    watch.wait(state.cursor, 60)
+                    watch.wait(state.cursor, pause_s)
+                    pause_s = _LOOK_S
                     try:
                         if not (summary := links.once(engine)).idle:
                             _say(summary, json)

@@ -45,6 +45,8 @@ class HttpApi:
         descriptor = self._tree.open(path)
         try:
             wanted = {"target_path": path, "expected_hash": entry.hash, "expected_size": entry.size}
+            if entry.mtime is not None:
+                wanted["local_mtime"] = entry.mtime.isoformat()
             opened = self._client.post(f"{_BASE}/upload", wanted).body
             self._send(opened, descriptor)
             done = self._client.post(f"{_BASE}/upload/{opened['id']}/complete").body

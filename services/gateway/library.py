@@ -162,11 +162,12 @@ def _item(change: ReportedChange) -> Item:
         old_path=change.old_path,
         hash=None if change.content_hash is None else hash_of(change.content_hash),
         size=change.file_size,
-        mtime=None if change.local_mtime is None else _time(change.local_mtime),
+        mtime=None if change.local_mtime is None else time_of(change.local_mtime),
     )
 
 
-def _time(text: str) -> datetime:
+def time_of(text: str) -> datetime:
+    """A time of RFC 3339. Raises errors.Invalid."""
     try:
         at = msgspec.convert(text, datetime, strict=False)
     except msgspec.ValidationError:

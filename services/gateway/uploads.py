@@ -43,6 +43,7 @@ class Create(Struct):
     expected_size: Annotated[int, Meta(ge=0)]
     chunk_size: Annotated[int, Meta(ge=uploads.CHUNK_MIN, le=uploads.CHUNK_MAX)] = uploads.CHUNK
     device_id: str | None = None
+    local_mtime: str | None = None
 
 
 class Upload(Struct):
@@ -174,6 +175,7 @@ async def open_(call: Call, body: Create) -> Done:
         device=device,
         knew_file=None if knew is None else knew.file,
         knew_hash=None if knew is None else knew.hash,
+        mtime=None if body.local_mtime is None else library_routes.time_of(body.local_mtime),
     )
     return await call.execute([Wish(uploads, id, uploads.Open(opened), fresh=True)])
 
@@ -345,7 +347,7 @@ async def complete_(call: Call, found: Found) -> None:
         raise errors.InvalidState(f"The upload is {found.state.status}")
     stored = await _stored(call, found)
     who = await _who(call, found)
-    content = Content(stored, found.opened.size)
+    content = Content(stored, found.opened.size, found.opened.mtime)
     knew = None
     if found.opened.knew_file is not None:
         knew = Known(found.opened.knew_file, found.opened.knew_hash)
