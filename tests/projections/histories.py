@@ -11,9 +11,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
+import msgspec
 from msgspec import Raw, Struct
 
-from domain import collections, errors, events, integrations, items, jobs, keys, messages, tenants
+from domain import collections, errors, events, integrations, items, jobs, keys, messages, network, tenants
+from domain.plans import network as network_plan
 from domain.policies import Policy
 from domain.schedules import Schedule
 from infra import config
@@ -79,12 +81,15 @@ class World:
     def _any(self) -> tuple[Any, str, str, messages.Command]:
         pick = self._random
         tenant = pick.choice(TENANTS)
-        match pick.choices(("jobs", "items", "collections", "integrations", "keys", "tenants"), (12, 6, 1, 3, 2, 1))[0]:
+        kinds = {"jobs": 12, "items": 6, "network": 4, "collections": 1, "integrations": 3, "keys": 2, "tenants": 1}
+        match pick.choices([*kinds], [*kinds.values()])[0]:
             case "jobs":
                 id = f"job-{pick.randrange(40)}"
                 return jobs, tenant, id, self._job(id)
             case "items":
                 return self._item(tenant)
+            case "network":
+                return self._network(tenant)
             case "collections":
                 observe = collections.Observe(Raw(b"%d" % pick.randrange(9)), "config", pick.random() < 0.5)
                 return collections, tenant, f"i{pick.randrange(4)}", observe
@@ -98,6 +103,45 @@ class World:
             case _:
                 id = f"t{pick.randrange(6)}"
                 return tenants, tenants.FIRST, id, tenants.Add(id)
+
+    def _network(self, tenant: str) -> tuple[Any, str, str, messages.Command]:
+        """People, servers, runs and the parity of the RAIDA network."""
+        pick = self._random
+        server, number = f"RAIDA{pick.randrange(5)}", pick.randrange(5)
+        match pick.choice(("user", "server", "server", "gone", "run", "parity")):
+            case "user":
+                return items, tenant, *self._record("users", str(number), _person(number, pick.choice("ab")))
+            case "server":
+                return items, tenant, *self._record("servers", server, _machine(server, pick.randrange(3)))
+            case "gone":
+                entity, id = pick.choice((("users", str(number)), ("servers", server)))
+                remove = items.Remove(network.NAME, entity, id, "deleted", "network")
+                return items, tenant, items.stream_id(network.NAME, entity, id), remove
+            case "run":
+                return jobs, tenant, f"run-{pick.randrange(9)}", self._run()
+            case _:
+                return network, tenant, network.NAME, pick.choice((network.Designate, network.DesignateIfNone))(server)
+
+    def _record(self, entity: str, id: str, content: Any) -> tuple[str, messages.Command]:
+        text = items.canonical(content)
+        put = items.Put(network.NAME, entity, id, Raw(text), items.digest(text), None, "network")
+        return items.stream_id(network.NAME, entity, id), put
+
+    def _run(self) -> messages.Command:
+        pick = self._random
+        ticket = jobs.Ticket(job="run", kind="network", type="full_sync", lane="now", integration=network.NAME)
+        seen = tuple(
+            network_plan.Sighting(f"RAIDA{n}", pick.choice((None, 7)), pick.random() < 0.7)
+            for n in range(pick.randrange(5))
+        )
+        result = network_plan.Result(0, len(seen), 0, None, seen)
+        return pick.choice(
+            (
+                jobs.Queue(jobs.Queued(ticket=ticket, spec=Raw(b"{}"))),
+                jobs.Start(fence=pick.randrange(1, 1000), worker="w", at=T0),
+                jobs.Complete(jobs.Counters(), Raw(msgspec.json.encode(result)), 1),
+            )
+        )
 
     def _job(self, id: str) -> messages.Command:
         pick = self._random
@@ -166,6 +210,28 @@ class World:
                 integrations.Delete() if pick.random() < 0.3 else integrations.Start(),
             )
         )
+
+
+def _person(number: int, name: str) -> dict[str, Any]:
+    address = f"{name}.é@#{number}"
+    return {"serial_number": number, "first_name": name, "last_name": "é", "auto_address": address, "class": "bit"}
+
+
+def _machine(id: str, number: int) -> dict[str, Any]:
+    return {
+        "server_id": id,
+        "ip_address": "10.0.0.1",
+        "port": 50_000 + number,
+        "server_index": number,
+        "server_type": f"T{number}",
+        "cost_per_mb": 0.5,
+        "cost_per_8_weeks": 1.0,
+        "percent_uptime": 99.5,
+        "performance_benchmark_percentile": 0,
+        "region": None,
+        "description": "",
+        "date_created": None,
+    }
 
 
 def mapper() -> Mapper:

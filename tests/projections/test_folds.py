@@ -85,7 +85,7 @@ async def test_what_was_never_made_can_be_rebuilt(store: Store) -> None:
 
 
 async def test_jobs_say_what_the_domain_says(store: Store) -> None:
-    head = await fill(store.database, World(0).history(400))
+    head = await fill(store.database, World(0).history(700))
     await live(store, head)
     rows = await store.database.fetch("select * from rm_jobs_1.jobs")
     assert len(rows) > 20

@@ -26,7 +26,7 @@ SETTINGS = config.Projector(page=50, retry_s=0.01)
 class Counted:
     """How often each event was applied."""
 
-    NAME, CONTEXTS = "counted", ("jobs", "items", "collections", "integrations", "keys", "tenants")
+    NAME, CONTEXTS = "counted", ("jobs", "items", "collections", "integrations", "keys", "tenants", "network")
 
     def __init__(self, generation: int = 1) -> None:
         self.GENERATION = generation
