@@ -69,11 +69,6 @@ class Stream:
             deleted=state.get("deleted") or (),
         )
 
-    async def last(self) -> int:
-        """Its last sequence, 0 where there is no such stream."""
-        info = await self._call(f"STREAM.INFO.{self.name}", {})
-        return 0 if info is None else int(info["state"]["last_seq"])
-
     async def create(self, config: Mapping[str, Any]) -> None:
         await self._call(f"STREAM.CREATE.{self.name}", {"name": self.name, **config})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,13 @@ _MOST_ERASED = 100_000
 
 #: The shortest that the server has: sequences tell duplicates, and its memory of ids would grow with the load.
 _NO_WINDOW_NS = 100_000_000
+
+
+#: Its place in `undrift.tracking`.
+TRACKED = "relay"
+_REPORT = (
+    "insert into undrift.tracking as t values ($1, 1, $2) on conflict (projection, generation) do update set pos = $2"
+)
 
 
 class NewEpoch(Exception):
@@ -366,7 +374,23 @@ async def run(process: Process) -> None:
         process.tail.hints,
         process.tail.recent,
     )
-    await relay.run()
+    reporting = asyncio.create_task(_report(process, relay))
+    try:
+        await relay.run()
+    finally:
+        reporting.cancel()
+
+
+async def _report(process: Process, relay: Relay) -> None:
+    """Writes down how far JetStream has the log, so that whoever asks a gateway is told."""
+    written = -1
+    while True:
+        position = relay.position
+        if position != written and not relay.status.standby:
+            with contextlib.suppress(*CONNECTION_LOST):
+                await process.db.execute(_REPORT, TRACKED, position)
+                written = position
+        await asyncio.sleep(process.settings.relay.poll_s)
 
 
 async def run_sealer(process: Process) -> None:

@@ -6,38 +6,33 @@ import asyncio
 
 from msgspec import Struct
 
-from domain import errors
-from infra import jetstream
-from infra.db import Database
-from infra.eventstore.store import Store
-from infra.feed import STREAM
+from services import relay
 from services.main import Process
 
 _FRESH_S = 1.0
-_PATIENCE_S = 1.0
-_LATE = (
-    "select recorded_at < clock_timestamp() - $2 * interval '1 second' from undrift.events where pos > $1"
-    " order by pos limit 1"
+_LOOK = (
+    "select (select count(*) from undrift.parked where generation > 0) as parked,"
+    " (select coalesce(max(pos), 0) from undrift.events) as head, r.pos as relayed,"
+    " (select e.recorded_at < clock_timestamp() - $2 * interval '1 second' from undrift.events e"
+    " where e.pos > r.pos order by e.pos limit 1) as late"
+    " from (select coalesce(max(pos), 0) as pos from undrift.tracking where projection = $1 and generation = 1) r"
 )
 
 
 class Condition(Struct, frozen=True):
-    """`reasons` are sentences, one for each thing that is not as it should be. `relayed` is the last position that
-    JetStream has, None where it cannot be asked."""
+    """`reasons` are sentences, one for each thing that is not as it should be; `relayed` is how far JetStream has the
+    log, as the relay last wrote it down."""
 
     reasons: tuple[str, ...]
     parked: int
-    relayed: int | None
+    relayed: int
 
 
 class Conditions:
     """Looks at most once a second, however many ask."""
 
     def __init__(self, process: Process) -> None:
-        self._database: Database = process.db
-        self._store: Store = process.store
-        self._bus = process.bus
-        self._stream = jetstream.Stream(process.bus, STREAM, _PATIENCE_S)
+        self._database, self._bus = process.db, process.bus
         self._late_s = process.settings.relay.degraded_s
         self._looking = asyncio.Lock()
         self._seen: tuple[float, Condition] | None = None
@@ -51,21 +46,14 @@ class Conditions:
             return self._seen[1]
 
     async def _look(self) -> Condition:
-        parked = await self._database.fetchval("select count(*) from undrift.parked where generation > 0")
-        relayed, reason = await self._relayed()
-        reasons = [] if reason is None else [reason]
-        if parked:
-            reasons.append(f"{parked} events are parked; `undrift doctor` names them")
-        return Condition(tuple(reasons), parked, relayed)
-
-    async def _relayed(self) -> tuple[int | None, str | None]:
+        row = await self._database.fetchrow(_LOOK, relay.TRACKED, self._late_s)
+        assert row is not None
+        reasons = []
         if not self._bus.connected:
-            return None, "NATS is not connected: events leave over HTTP only"
-        try:
-            relayed = await self._stream.last()
-        except (errors.Unavailable, errors.TimedOut, jetstream.Refused):
-            return None, "JetStream does not answer: events leave over HTTP only"
-        if not await self._database.fetchval(_LATE, relayed, self._late_s):
-            return relayed, None
-        behind = await self._store.head() - relayed
-        return relayed, f"the relay is {behind} events behind, the oldest for more than {self._late_s:g} s"
+            reasons.append("NATS is not connected: events leave over HTTP only")
+        if row["late"]:
+            behind = row["head"] - row["relayed"]
+            reasons.append(f"the relay is {behind} events behind, the oldest for more than {self._late_s:g} s")
+        if row["parked"]:
+            reasons.append(f"{row['parked']} events are parked; `undrift doctor` names them")
+        return Condition(tuple(reasons), row["parked"], row["relayed"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -56,7 +55,7 @@ class Metrics:
                 ("applied_position", "Position of the read models"),
                 ("projection_lag_events", "Events that the read models have yet to apply"),
                 ("parked_events", "Events that a read model could not apply"),
-                ("relay_lag_events", "Events that JetStream has yet to get; NaN where it cannot be asked"),
+                ("relay_lag_events", "Events that JetStream has yet to get, as far as the relay has said"),
                 ("degraded", "Whether something behind the requests needs somebody"),
                 ("writer_waiting_commands", "Commands waiting for the next group"),
                 ("tail_position", "Position of this process's tail"),
@@ -85,7 +84,7 @@ class Metrics:
             "applied_position": call.api.reads.position,
             "projection_lag_events": max(head - call.api.reads.position, 0),
             "parked_events": condition.parked,
-            "relay_lag_events": math.nan if condition.relayed is None else max(head - condition.relayed, 0),
+            "relay_lag_events": max(head - condition.relayed, 0),
             "degraded": bool(condition.reasons),
             "writer_waiting_commands": process.writer.waiting,
             "tail_position": process.tail.position,

@@ -198,11 +198,11 @@ async def _drained(database_url: str) -> tuple[int, float]:
     connection = await asyncpg.connect(database_url)
     began = time.perf_counter()
     head = await connection.fetchval("select max(pos) from undrift.events")
-    first = position = await connection.fetchval("select min(pos) from undrift.tracking")
+    first = position = await connection.fetchval("select pos from undrift.tracking where projection = 'jobs'")
     async with asyncio.timeout(120):
         while position < head:
             await asyncio.sleep(0.01)
-            position = await connection.fetchval("select min(pos) from undrift.tracking")
+            position = await connection.fetchval("select pos from undrift.tracking where projection = 'jobs'")
     await connection.close()
     return head - first, time.perf_counter() - began
 
