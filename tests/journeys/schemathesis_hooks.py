@@ -79,6 +79,10 @@ def server_errors_have_their_cause(context: CheckContext, response: Response, ca
         assert code in CAUSES.get(response.status_code, ()), f"{response.status_code} {code}"
 
 
+#: What only whoever knows a secret can sign.
+SIGNED = {"POST /api/sync/integrations/{integration_id}/hooks/plane"}
+
+
 @schemathesis.check
 class EveryOperationSucceedsOnce:
     """A run that never gets past the validation of an operation says little about it."""
@@ -93,5 +97,5 @@ class EveryOperationSucceedsOnce:
             self.answered.add(case.operation.label)
 
     def after_run(self, context: CheckContext) -> None:
-        never = sorted(self.asked - self.answered)
+        never = sorted(self.asked - self.answered - SIGNED)
         assert not never, f"never succeeded: {', '.join(never)}"
