@@ -90,8 +90,8 @@ def is_named(project: Row, names: Sequence[str]) -> bool:
 
 
 class Result(Struct, frozen=True):
-    """What a run came to beside its counters; `complete` when deletions could be seen, `skipped` projects could not be
-    read, `archived` items are kept although no list shows them."""
+    """What a run came to beside its counters; `complete` when everything there is was seen, the work items of `skipped`
+    projects could not be read, `archived` items are kept although no list shows them."""
 
     projects: int = 0
     skipped: int = 0
@@ -358,7 +358,7 @@ def mark(at: str, projects: Sequence[str]) -> Mark:
 
 class Place(Struct, frozen=True):
     """Where a run goes on: at `cursor` of the list of an entity of a project, with the signs of its pass so far, or
-    behind it when it is `done`. `skipped` projects could not be read."""
+    behind it when it is `done`. The work items of `skipped` projects could not be read."""
 
     began: str
     project: str = ""

@@ -140,11 +140,16 @@ class Plane:
             self._enumerated.add((project, entity))
             return
         self._context.log("warn", f"The list of {entity} changes faster than it can be read; nothing of it is deleted")
-        self._place = replace(self._place, complete=False)
+        self._leave(project, entity)
 
     def _skip(self, project: str, entity: str, denied: Denied) -> None:
         self._context.log("warn", f"The {entity} of project {project} cannot be read: {denied.reason}")
-        skipped = tuple({**dict.fromkeys(self._place.skipped), project: None})
+        self._leave(project, entity)
+
+    def _leave(self, project: str, entity: str) -> None:
+        """The next run reads the project's work items from the beginning; other lists always are."""
+        more = {project: None} if entity == plane.WORK_ITEMS else {}
+        skipped = tuple({**dict.fromkeys(self._place.skipped), **more})
         self._place = replace(self._place, skipped=skipped, complete=False)
 
     def _since(self, project: str, entity: str) -> str | None:

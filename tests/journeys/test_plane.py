@@ -210,6 +210,23 @@ def test_a_project_that_comes_into_sight_later_is_read_from_its_beginning(link: 
     link.same()
 
 
+def test_an_instance_without_one_of_the_lists_is_read_without_it(link: Link) -> None:
+    world, owner = link.plane.world, link.plane.owner
+    project = world.project("Rockets", owner)
+    ids = world.items(project, owner, 60)
+    old(link.plane, project)
+    link.create(overlap=60)
+    link.plane.fault("/members/", times=None, status=404, body=b"{}")
+    job = link.run()
+    assert any("The members of project" in line["message"] for line in job["logs"])
+    link.same()
+    link.plane.requests.clear()
+    link.run("incremental_sync")
+    assert len(link.plane.asked("/work-items/")) == 1
+    world.remove("work_items", ids[0])
+    assert link.run()["result"]["deleted"] == 1
+
+
 def test_a_selective_sync_brings_what_was_chosen(link: Link) -> None:
     world, owner = link.plane.world, link.plane.owner
     rockets, boats = world.project("Rockets", owner), world.project("Boats", owner)
