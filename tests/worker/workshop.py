@@ -164,6 +164,7 @@ async def open_workshop(url: str, directory: Path) -> AsyncIterator[Workshop]:
     async with open_store(url) as store, open_tail(store) as tail:
         live = [collections_read]
         await projector.prepare(store.database, live)
+        bus = Bus("nats://127.0.0.1:9")
         process = Process(
             name="worker",
             settings=settings,
@@ -172,7 +173,8 @@ async def open_workshop(url: str, directory: Path) -> AsyncIterator[Workshop]:
             store=store,
             writer=store.writer,
             tail=tail,
-            bus=Bus("nats://127.0.0.1:9"),
+            bus=bus,
+            governor=bus,
             leases=Leases(store.database, "worker", settings.jobs.lease_s),
             blobs=Blobs(settings.directory / "blobs"),
             epoch=1,
