@@ -60,7 +60,8 @@ def _fold(row: Row | None, recorded: messages.Recorded) -> Row | None:
     assert isinstance(event, _RESTS)
     if row is None:
         row = Row(recorded.tenant, event.ticket.kind, event.ticket.integration or "", 0)
-    row = replace(row, position=recorded.position)
+    # Jobs share a row, so what was parked may come after what is later: whatever the order, the sum is the same.
+    row = replace(row, position=max(row.position, recorded.position))
     if event.usage is not None:
         peak = max(row.peak_bytes, event.usage.peak_bytes)
         row = replace(
