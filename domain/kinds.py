@@ -74,7 +74,8 @@ class Kind(Struct, frozen=True):
     """`spec` and `result` are what the job's events hold; `config` is an integration's; `make` turns one into the
     other, or raises errors.Invalid; `target` names what must not be worked on twice at once, `paths` the folders a
     configuration touches, `secrets` the fields of a configuration that are kept sealed and never shown. `collects` says
-    that what its jobs bring are the items of a collection."""
+    that what its jobs bring are the items of a collection. An attempt of an integration's job may take `timeout_s`,
+    where nothing else is said; 0 for as long as it likes."""
 
     spec: type[Any]
     result: type[Any]
@@ -84,6 +85,7 @@ class Kind(Struct, frozen=True):
     paths: Callable[[Any], tuple[str, ...]] = lambda _: ()
     secrets: tuple[str, ...] = ()
     collects: bool = False
+    timeout_s: int = 0
 
 
 _MODES: dict[jobs.Type, files.Mode] = {
@@ -164,7 +166,15 @@ KINDS: Mapping[str, Kind] = {
         target=lambda spec: target(spec.target_directory),
         paths=lambda config: (config.source_directory, config.target_directory),
     ),
-    "network": Kind(network.Spec, network.Result, NetworkConfig, _network, target=lambda _: None, collects=True),
+    "network": Kind(
+        network.Spec,
+        network.Result,
+        NetworkConfig,
+        _network,
+        target=lambda _: None,
+        collects=True,
+        timeout_s=600,
+    ),
     "plane": Kind(
         plane.Spec,
         plane.Result,
@@ -173,6 +183,7 @@ KINDS: Mapping[str, Kind] = {
         target=lambda _: None,
         secrets=("apiKey", "webhookSecret"),
         collects=True,
+        timeout_s=43_200,
     ),
     "revert": Kind(reverts.Spec, reverts.Result, NoConfig, _revert, target=lambda _: None),
 }

@@ -75,9 +75,10 @@ def policy(written: StrictPolicy | None) -> Policy | None:
     return None if written is None else Policy(**msgspec.structs.asdict(written))
 
 
-def rules(settings: Settings, policy: Policy | None) -> policies.Rules:
-    """What holds for an integration with that policy."""
+def rules(settings: Settings, kind: str, policy: Policy | None) -> policies.Rules:
+    """What holds for an integration of that kind with that policy."""
     said = settings.policies
+    timeout_s = said.timeout_s or kinds.kind(kind).timeout_s
     defaults = policies.Rules(
         attempts=said.attempts,
         backoff=round(said.backoff_s * 1000),
@@ -85,13 +86,13 @@ def rules(settings: Settings, policy: Policy | None) -> policies.Rules:
         breaker_failures=said.breaker_failures,
         breaker_pause=round(said.breaker_pause_s * 1000),
         breaker_pause_max=round(said.breaker_pause_max_s * 1000),
-        timeout=round(said.timeout_s * 1000),
+        timeout=round(timeout_s * 1000),
     )
     return policies.rules(policy, defaults)
 
 
 def breaker(settings: Settings, row: integrations_read.Row, now: datetime) -> policies.Breaker:
-    return policies.breaker(rules(settings, row.rules), row.failures, row.failed_at, now)
+    return policies.breaker(rules(settings, row.kind, row.rules), row.failures, row.failed_at, now)
 
 
 def check(settings: Settings) -> None:

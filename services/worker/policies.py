@@ -89,7 +89,7 @@ async def load(process: Process, tenant: str, state: jobs.Job) -> Policy:
         return Policy(process, tenant, state, None)
     stream = messages.stream(integrations.STREAM, tenant, integration)
     found: integrations.Integration = (await process.store.load(integrations, stream)).state
-    return Policy(process, tenant, state, declared.rules(process.settings, found.policy))
+    return Policy(process, tenant, state, declared.rules(process.settings, state.queued.ticket.kind, found.policy))
 
 
 class Slots:

@@ -104,6 +104,7 @@ async def open_scene(url: str, directory: Path, now: datetime, **settings: Any) 
             writer=store.writer,
             tail=tail,
             bus=Bus("nats://127.0.0.1:9"),
+            governor=Bus("nats://127.0.0.1:9"),
             leases=Leases(store.database, "core", loaded.jobs.lease_s),
             blobs=Blobs(directory / "blobs"),
             epoch=1,

@@ -134,6 +134,7 @@ async def open_plant(
                 writer=store.writer,
                 tail=tail,
                 bus=Bus("nats://127.0.0.1:9"),
+                governor=Bus("nats://127.0.0.1:9"),
                 leases=Leases(store.database, name, loaded.jobs.lease_s),
                 blobs=Blobs(directory / "blobs"),
                 epoch=1,
@@ -388,3 +389,15 @@ async def test_the_place_of_a_worker_that_died_is_free_again(database: str, tmp_
         dead = Leases(plant.process.db, "dead", 1.0)
         assert await dead.take("slot/0") is not None
         await plant.once(await plant.queue(await plant.integration(QUICK)), "completed")
+
+
+def test_an_attempt_may_take_what_its_integration_the_settings_or_its_kind_say() -> None:
+    unset, strict = config.Settings(), config.Settings()
+    strict.policies.timeout_s = 5.0
+    found = [
+        declared.rules(settings, kind, policy).timeout
+        for settings in (unset, strict)
+        for kind in ("plane", "files")
+        for policy in (None, Policy(timeout=7))
+    ]
+    assert found == [43_200_000, 7, 0, 7, 5_000, 7, 5_000, 7]
