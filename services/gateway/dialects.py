@@ -248,6 +248,12 @@ def by_path(path: str) -> Dialect:
     return OURS
 
 
+def unversioned(path: str) -> str | None:
+    """The other name under which a route of the library is served, where it has one."""
+    head, _, rest = path.removeprefix(f"{_VERSIONED}/").partition("/")
+    return f"{_UNVERSIONED}/{head}{rest and '/'}{rest}" if head in _LIBRARY_NAMES else None
+
+
 def failed(scope: Any, error: Exception) -> Reply:
     """The answer to any exception at all. What nobody expected is logged here, once, with a request id."""
     dialect, path = of(scope), str(scope.get("path", ""))
@@ -366,7 +372,9 @@ PINAKES = Dialect(4, frozenset({"user", "device"}), timestamp_ms, LibraryFault, 
 WINGS = Dialect(5, frozenset({"node"}), timestamp_ms, ServersFault, _servers, {errors.TimedOut: 500})
 OURS = Dialect(0, _KEYS, timestamp_s, SyncFault, _sync)
 
+_VERSIONED, _UNVERSIONED = "/api/v1/sync", "/api/sync"
 _LIBRARY_NAMES = ("devices", "changes", "report", "ack", "conflicts", "upload", "download")
+_OUR_LIBRARY_NAMES = ("snapshot", "versions", "restore", "tus")
 _PREFIXES: Mapping[str, Dialect] = {
     "api/admin/sync": NETWORK,
     "api/admin/servers": NETWORK,
@@ -377,8 +385,7 @@ _PREFIXES: Mapping[str, Dialect] = {
     "api/v1/why": OURS,
     "api/v1/auth": PINAKES,
     "api/v1/admin": PINAKES,
-    "api/v1/sync/tus": PINAKES,
-    **{f"api/v1/sync/{name}": PINAKES for name in _LIBRARY_NAMES},
+    **{f"api/v1/sync/{name}": PINAKES for name in (*_LIBRARY_NAMES, *_OUR_LIBRARY_NAMES)},
     **{f"api/sync/{name}": PINAKES for name in _LIBRARY_NAMES},
     "api/servers": WINGS,
     "api/update": WINGS,

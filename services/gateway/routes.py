@@ -191,11 +191,13 @@ class Endpoint:
 
 
 def endpoints(api: Api, routes: Sequence[Route]) -> dict[str, Endpoint]:
-    """What serves each path."""
+    """What serves each path. What is called by another of its names is counted, and documented, under its own."""
     paths: dict[str, list[Route]] = {}
     for route in routes:
         paths.setdefault(route.path, []).append(route)
-    return {path: Endpoint(api, group) for path, group in paths.items()}
+    served = {path: Endpoint(api, group) for path, group in paths.items()}
+    others = {dialects.unversioned(path): endpoint for path, endpoint in served.items()}
+    return served | {other: endpoint for other, endpoint in others.items() if other is not None}
 
 
 def handlers(served: Mapping[str, Endpoint]) -> list[ASGIRouteHandler]:

@@ -184,6 +184,8 @@ def test_times_have_a_fixed_width(at: datetime, ms: str, s: str) -> None:
         ("/api/v1/feeds/events", OURS),
         ("/api/v1/sync/devices/1", PINAKES),
         ("/api/v1/sync/upload/1/chunks/0", PINAKES),
+        ("/api/v1/sync/snapshot", PINAKES),
+        ("/api/v1/sync/versions/a/b", PINAKES),
         ("/api/v1/auth/login", PINAKES),
         ("/api/servers/8d3f/sync", WINGS),
         ("/", OURS),
@@ -194,6 +196,24 @@ def test_times_have_a_fixed_width(at: datetime, ms: str, s: str) -> None:
 )
 def test_an_unknown_path_is_answered_by_its_longest_prefix(path: str, dialect: dialects.Dialect) -> None:
     assert dialects.by_path(path) is dialect
+
+
+@pytest.mark.parametrize(
+    ("path", "other"),
+    [
+        ("/api/v1/sync/changes", "/api/sync/changes"),
+        ("/api/v1/sync/devices/{device_id:str}/token", "/api/sync/devices/{device_id:str}/token"),
+        ("/api/v1/sync/download/{path:path}", "/api/sync/download/{path:path}"),
+        ("/api/v1/sync/files", None),
+        ("/api/v1/sync/snapshot", None),
+        ("/api/v1/auth/login", None),
+        ("/api/sync/changes", None),
+        ("/api/sync/jobs", None),
+        ("/", None),
+    ],
+)
+def test_only_the_document_of_the_library_names_paths_without_a_version(path: str, other: str | None) -> None:
+    assert dialects.unversioned(path) == other
 
 
 SECRET = "postgresql://u:hunter2@db/x"
