@@ -59,11 +59,12 @@ def queued(
 
 
 class StrictSchedule(Schedule, frozen=True, forbid_unknown_fields=True):
-    """As people write it: a word that means nothing is a mistake."""
+    # As people write it: a word that means nothing is a mistake. What it means is for the document.
+    __doc__ = Schedule.__doc__
 
 
 class StrictPolicy(Policy, frozen=True, forbid_unknown_fields=True):
-    """As people write it."""
+    __doc__ = Policy.__doc__
 
 
 def schedule(written: StrictSchedule | None) -> Schedule | None:

@@ -121,6 +121,40 @@ def test_what_cannot_be_is_refused_by_name_and_changes_nothing(
     assert ours == []
 
 
+def test_the_document_says_what_may_be_said(system: System) -> None:
+    parts = system.ok("GET", "/schema/openapi.json")["components"]["schemas"]
+    schedule, policy = parts["StrictSchedule"], parts["StrictPolicy"]
+    assert schedule["properties"]["overlap"]["enum"] == ["cancel_other", "queue", "skip"]
+    assert schedule["properties"]["catchUp"]["enum"] == ["all", "none", "one"]
+    assert schedule["properties"]["every"]["minimum"] == 1
+    assert "how many of the times that were missed are run" in " ".join(schedule["description"].split())
+    assert policy["properties"]["attempts"]["maximum"] == 100
+    assert "times in milliseconds" in policy["description"]
+
+
+def test_a_job_that_will_be_tried_again_says_when(system: System) -> None:
+    """Its remote is a port on which nobody listens."""
+    config = {"baseUrl": "http://127.0.0.1:1", "workspace": "acme", "apiKey": f"plane_api_{'0' * 32}"}
+    policy = {"attempts": 3, "backoff": 3_600_000, "backoffMax": 3_600_000}
+    body = {"id": "away", "name": "away", "kind": "plane", "config": config, "policy": policy}
+    system.ok("POST", "/api/sync/integrations", body)
+    job = system.queue("away")
+    found = system.wait(job)
+    assert found["status"] == "paused"
+    error = found["error"]
+    assert (error["code"], error["tried"]) == ("remote_unavailable", 1)
+    assert error["message"]
+    wait = datetime.fromisoformat(error["nextTry"]) - datetime.now(UTC)
+    assert 0 < wait.total_seconds() <= 3600
+    assert status(system, "away")["breaker"] == {"state": "closed", "failures": 1}
+    system.ok("POST", f"/api/sync/jobs/{job}/resume")
+    assert until(lambda: system.job(job).get("error", {}).get("code") == "remote_unavailable")
+    assert system.call("DELETE", f"/api/sync/jobs/{job}").status == 409
+    stopped = system.ok("POST", "/api/sync/integrations/away/stop")
+    assert stopped["activeJobsStopped"] == 1
+    assert system.status(job) == "stopped"
+
+
 def test_full_runs_beside_incremental_ones(system: System) -> None:
     create(system, "both", schedule={"every": 1, "fullEvery": 2})
     assert until(lambda: {one["type"] for one in jobs_of(system, "both")} == {"full_sync", "incremental_sync"})
