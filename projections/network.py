@@ -54,11 +54,14 @@ class Server(Struct, frozen=True):
 
 
 class Sighting(Struct, frozen=True):
-    """`seen_at` is the last sync whose list had the server, `checked_at` the last that tried to connect."""
+    """`seen_at` is the last sync whose list had the server, `checked_at` the last that tried to connect. Syncs share
+    this row; their positions make it the same in whatever order parked ones come back."""
 
     tenant: str
     id: str
+    seen: int
     seen_at: datetime
+    checked: int = 0
     ping_ms: int | None = None
     checked_at: datetime | None = None
 
@@ -148,14 +151,19 @@ def _is_sync(recorded: messages.Recorded) -> bool:
 async def _sight(connection: Connection, schema: str, recorded: messages.Recorded) -> None:
     assert isinstance(recorded.event, jobs.Completed)
     servers = msgspec.json.decode(recorded.event.result, type=plan.Result).servers
+    later = "excluded.checked > s.checked"
     await connection.execute(
-        f"insert into {schema}.sightings as s (tenant, id, seen_at, ping_ms, checked_at)"
-        " select $1, id, $2::timestamptz, ping, case when checked then $2::timestamptz end"
-        " from unnest($3::text[], $4::bigint[], $5::boolean[]) as one(id, ping, checked)"
-        " on conflict (tenant, id) do update set seen_at = excluded.seen_at,"
-        " ping_ms = case when excluded.checked_at is null then s.ping_ms else excluded.ping_ms end,"
-        " checked_at = coalesce(excluded.checked_at, s.checked_at)",
+        f"insert into {schema}.sightings as s (tenant, id, seen, seen_at, checked, ping_ms, checked_at)"
+        " select $1, id, $2::bigint, $3::timestamptz, case when tried then $2::bigint else 0 end, ping,"
+        " case when tried then $3::timestamptz end"
+        " from unnest($4::text[], $5::bigint[], $6::boolean[]) as one(id, ping, tried)"
+        " on conflict (tenant, id) do update set"
+        " seen = greatest(s.seen, excluded.seen), seen_at = greatest(s.seen_at, excluded.seen_at),"
+        " checked = greatest(s.checked, excluded.checked),"
+        f" ping_ms = case when {later} then excluded.ping_ms else s.ping_ms end,"
+        f" checked_at = case when {later} then excluded.checked_at else s.checked_at end",
         recorded.tenant,
+        recorded.position,
         recorded.recorded_at,
         [one.server_id for one in servers],
         [one.ping_ms for one in servers],

@@ -181,6 +181,8 @@ def _answer(call: Call, ended: messages.Recorded) -> Reply:
             raise errors.PlanChanged(event.message, **{**event.details, **position})
         case jobs.Failed():
             raise errors.SyncFailed(event.message, **{**event.details, **position})
+        case jobs.Paused():  # a scheduled run that was joined; it will be tried again
+            raise errors.SyncFailed(event.reason, **position)
         case jobs.Stopped(reason="deadline"):
             raise errors.SyncFailed("The network took too long; nothing was changed", **position)
         case _:
