@@ -44,10 +44,10 @@ async def list_(call: Call) -> Any:
     return call.reply(Listing(shown, total), position)
 
 
-async def found(call: Call) -> tuple[jobs_read.Row, int]:
-    """The job of the path. A key may always read the jobs that it queued."""
+async def found(call: Call, name: str = "job_id") -> tuple[jobs_read.Row, int]:
+    """The job that a parameter of the path names. A key may always read the jobs that it queued."""
     position = await call.caught_up()
-    row = await jobs_read.get(call.api.process.db, call.tenant, call.path("job_id"))
+    row = await jobs_read.get(call.api.process.db, call.tenant, call.path(name))
     if row is None:
         raise errors.NotFound("There is no such job", kind="job")
     if not call.principal.may("jobs:read") and row.actor != call.principal.actor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from domain import jobs
+from services.gateway import diff
 from services.gateway import jobs as commands
 from services.gateway import jobs_reads as reads
 from services.gateway.dialects import JOBS
@@ -134,4 +135,5 @@ ROUTES: Sequence[Route] = (
         answers={200: commands.IntervalChanged},
         errors=_WRITE,
     ),
+    *diff.ROUTES,
 )

@@ -21,7 +21,7 @@ from infra.leases import Lease
 from services import roots
 from services.asks import Ask
 from services.main import Process
-from services.worker import checks, child, collector, files, files_revert, sources
+from services.worker import checks, child, collector, files, files_diff, files_revert, sources
 from services.worker.appending import Appending
 from services.worker.bringing import Bringing
 from services.worker.files_context import Context as FilesContext
@@ -96,9 +96,21 @@ def _test_remote(call: str, settings: Settings, ask: Ask, id: str) -> child.Task
     return child.Task(call=call, spec=bytes(ask.spec), job=id, work=str(folder(settings, f"ask-{id}")))
 
 
+def _diff_files(settings: Settings, ask: Ask, id: str) -> child.Task:
+    return child.Task(
+        call="files.diff",
+        spec=bytes(ask.spec),
+        job=id,
+        work=str(folder(settings, f"ask-{id}")),
+        record=str(settings.directory / "blobs"),
+        trash=str(settings.directory / "diffs"),
+    )
+
+
 ASKS: Mapping[str, Callable[[Settings, Ask, str], child.Task]] = {
     "files.plan": plan_task,
     "files.test": _test_files,
+    "files.diff": _diff_files,
     "network.test": partial(_test_remote, "network.test"),
     "plane.test": partial(_test_remote, "plane.test"),
 }
@@ -193,6 +205,7 @@ CALLS: Mapping[str, Callable[[child.Task, child.Parent], child.Done]] = {
     "files": _sync_files,
     "files.plan": _plan_files,
     "files.revert": files_revert.run,
+    "files.diff": files_diff.run,
     "files.test": checks.check_files,
     "network.test": checks.check_network,
     "plane.test": checks.check_plane,
