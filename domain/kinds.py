@@ -75,7 +75,7 @@ class Kind(Struct, frozen=True):
     other, or raises errors.Invalid; `target` names what must not be worked on twice at once, `paths` the folders a
     configuration touches, `secrets` the fields of a configuration that are kept sealed and never shown. `collects` says
     that what its jobs bring are the items of a collection. An attempt of an integration's job may take `timeout_s`,
-    where nothing else is said; 0 for as long as it likes."""
+    where nothing else is said; 0 for as long as it likes. `lane` is `now` where a client may join any of them."""
 
     spec: type[Any]
     result: type[Any]
@@ -86,6 +86,7 @@ class Kind(Struct, frozen=True):
     secrets: tuple[str, ...] = ()
     collects: bool = False
     timeout_s: int = 0
+    lane: jobs.Lane = "later"
 
 
 _MODES: dict[jobs.Type, files.Mode] = {
@@ -174,6 +175,7 @@ KINDS: Mapping[str, Kind] = {
         target=lambda _: None,
         collects=True,
         timeout_s=600,
+        lane="now",
     ),
     "plane": Kind(
         plane.Spec,

@@ -43,7 +43,7 @@ def queued(
         job=new_id(),
         kind=row.kind,
         type=chosen,
-        lane="later",
+        lane=kinds.kind(row.kind).lane,
         integration=row.id,
         target=kinds.kind(row.kind).target(spec),
     )
