@@ -12,6 +12,7 @@ import socketserver
 import subprocess
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -272,6 +273,22 @@ def test_a_run_that_takes_too_long_is_called_off(tmp_path: Path, directories: Di
     finally:
         directories.become("ok")
         system.stop()
+
+
+def test_a_worker_that_dies_meanwhile_is_replaced(net: System, directories: Directories, truth: Content) -> None:
+    newer = replace(truth, users=(*truth.users[1:], replace(truth.users[0], last="Reborn")))
+    directories.serve(newer)
+    directories.become("slow")
+    head = net.head()
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(sync, net)
+        assert until(lambda: "jobs.started" in [event["type"] for event in net.events(head)])
+        pid = net.kill("worker-now")
+        directories.become("ok")
+        assert answer.result(90).status == 200
+    net.replaced("worker-now", pid)
+    assert stored(net) == network_oracle.meant(newer)
+    assert [event["type"] for event in net.events(head)].count("items.updated") == 1
 
 
 def test_a_configuration_can_be_tested(net: System, directories: Directories) -> None:
