@@ -6,14 +6,16 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from typing import Any, Protocol
 from urllib.parse import quote
 
+from services import client_events as following
 from services.cli_common import Exit, Instance, printable, remark, stderr
 from services.client import Client
 
 ENDED = ("completed", "failed", "stopped", "paused")
-_SHORTEST_S, _LONGEST_S = 0.05, 0.5
+_PAUSE_S = 0.1
 _FAILURES = {"plan_changed": Exit.CHANGED, "forbidden": Exit.NOT_ALLOWED}
 
 
@@ -27,16 +29,29 @@ def path(job: str, *more: str) -> str:
 
 
 def follow(client: Client, job: str) -> dict[str, Any]:
-    """The job once it has ended or waits for somebody; progress goes to stderr."""
-    pause_s = _SHORTEST_S
+    """The job once it has ended or waits for somebody; progress, and what it warns of, go to stderr."""
     with _progress() as show:
-        while True:
-            found = client.get(path(job)).body
+        for found in _seen(client, job):
             show(found)
-            if found["status"] in ENDED:
-                return found
-            time.sleep(pause_s)
-            pause_s = min(pause_s * 1.5, _LONGEST_S)
+    while (found := client.get(path(job)).body)["status"] not in ENDED:
+        time.sleep(_PAUSE_S)
+    return found
+
+
+def _seen(client: Client, job: str) -> Iterator[dict[str, Any]]:
+    """The job as it changes, until it is no longer at work."""
+    now: dict[str, Any] = {"id": job, "status": "queued", "progress": 0}
+    live = False  # before the first progress it is told what was
+    for event in following.follow(client, path(job, "events")):
+        if event.type in ("status", "progress"):
+            now.pop("estimatedCompletion", None)
+            now |= event.data
+            live = live or event.type == "progress"
+            yield now
+        elif event.type == "log" and live and event.data["level"] in ("warn", "error"):
+            remark(f"{job}: {event.data['message']}")
+        if live and now["status"] == "paused":
+            return
 
 
 @contextlib.contextmanager
@@ -52,13 +67,15 @@ def _progress() -> Iterator[Show]:
         TaskProgressColumn(),
         TextColumn("{task.fields[items]} items", markup=False),
         TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}", markup=False),
     )
     with Progress(*columns, console=stderr(), transient=True) as bar:
-        task = bar.add_task("queued", total=100, items=0)
+        task = bar.add_task("queued", total=100, items=0, left="")
 
         def show(job: Mapping[str, Any]) -> None:
             stage = printable(_stage(job))
-            bar.update(task, description=stage, completed=job["progress"], items=_stats(job).get("processed", 0))
+            items = _stats(job).get("processed", 0)
+            bar.update(task, description=stage, completed=job["progress"], items=items, left=_left(job))
 
         yield show
 
@@ -83,6 +100,14 @@ def _stage(job: Mapping[str, Any]) -> str:
     return str(job.get("stage", "running")).replace("_", " ")
 
 
+def _left(job: Mapping[str, Any]) -> str:
+    """`3 min 5 s left`, by this machine's clock; empty where nobody can tell."""
+    if "estimatedCompletion" not in job or job["status"] != "running":
+        return ""
+    seconds = (datetime.fromisoformat(job["estimatedCompletion"]) - datetime.now(UTC)).total_seconds()
+    return f"{_spoken(seconds)} left" if seconds > 0 else ""
+
+
 def _stats(job: Mapping[str, Any]) -> Mapping[str, Any]:
     found: Mapping[str, Any] = job.get("result") or job.get("stats") or {}
     return found
@@ -100,7 +125,10 @@ def duration(job: Mapping[str, Any]) -> str:
     """For people: `1.2 s`, `3 min 5 s`; empty while a job has not ended."""
     if "duration" not in job:
         return ""
-    seconds = job["duration"] / 1000
+    return _spoken(job["duration"] / 1000)
+
+
+def _spoken(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds // 60)} min {int(seconds % 60)} s"
 
 
