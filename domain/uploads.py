@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from datetime import datetime
 from typing import ClassVar, Literal, assert_never
 
@@ -19,18 +19,26 @@ Status = Literal["pending", "in_progress", "completed", "failed", "expired", "ca
 
 
 class Opened(messages.Event, frozen=True, tag="uploads.opened"):
-    """`hash` is what the client declared, of BLAKE3 or SHA-256, hexadecimal; sizes in bytes. `knew` is the version
-    that stood at the path, for one who sends bytes without being a device."""
+    """`hash` is what the client declared, of BLAKE3 or SHA-256, hexadecimal; None where it declared none, and what
+    arrives is what is meant. Sizes in bytes. `knew` is the version that stood at the path, for one who sends bytes
+    without being a device.
 
-    PERSONAL: ClassVar[tuple[str, ...]] = ("path",)
+    A `part` has no path: it waits to be joined with others. `parts` are the ids of those that this one was joined
+    from. `metadata` is what a client of tus wants to be told again.
+    """
+
+    PERSONAL: ClassVar[tuple[str, ...]] = ("path", "metadata")
     path: str
-    hash: str
+    hash: str | None
     size: int
     chunk_size: int
     device: str | None
     knew_file: str | None = None
     knew_hash: str | None = None
     mtime: datetime | None = None
+    part: bool = False
+    parts: tuple[str, ...] = ()
+    metadata: str | None = None
 
 
 class Completed(messages.Event, frozen=True, tag="uploads.completed"):
@@ -40,6 +48,12 @@ class Completed(messages.Event, frozen=True, tag="uploads.completed"):
     hash: str
     sequence: int
     conflict: str | None = None
+
+
+class Joined(messages.Event, frozen=True, tag="uploads.joined"):
+    """The bytes of this part are in another upload now."""
+
+    whole: str
 
 
 class Failed(messages.Event, frozen=True, tag="uploads.failed"):
@@ -54,7 +68,7 @@ class Expired(messages.Event, frozen=True, tag="uploads.expired"):
     """Nothing was heard of it for long."""
 
 
-Event = Opened | Completed | Failed | Cancelled | Expired
+Event = Opened | Completed | Joined | Failed | Cancelled | Expired
 
 
 class Upload(Struct, frozen=True):
@@ -77,6 +91,8 @@ def evolve(state: Upload, event: Event) -> Upload:
             return Upload(opened=event)
         case Completed():
             return replace(state, status="completed", completed=event)
+        case Joined():
+            return replace(state, status="completed")
         case Failed():
             return replace(state, status="failed", reason=event.reason)
         case Cancelled():
@@ -101,6 +117,10 @@ class Complete(messages.Command, frozen=True):
     conflict: str | None = None
 
 
+class Join(messages.Command, frozen=True):
+    whole: str
+
+
 class Fail(messages.Command, frozen=True):
     reason: str
 
@@ -113,7 +133,7 @@ class Expire(messages.Command, frozen=True):
     pass
 
 
-Command = Open | Complete | Fail | Cancel | Expire
+Command = Open | Complete | Join | Fail | Cancel | Expire
 
 
 def decide(command: Command, state: Upload) -> Sequence[Event]:
@@ -127,6 +147,8 @@ def decide(command: Command, state: Upload) -> Sequence[Event]:
                 return []
             _still_open(state)
             return [Completed(hash=command.hash, sequence=command.sequence, conflict=command.conflict)]
+        case Join():
+            return [] if state.over or not state.opened.part else [Joined(whole=command.whole)]
         case Fail():
             return [] if state.over else [Failed(reason=command.reason)]
         case Cancel():
@@ -155,3 +177,11 @@ def chunk_length(size: int, chunk_size: int, index: int) -> int:
     if not 0 <= index < chunk_count(size, chunk_size):
         raise errors.Invalid(f"There are chunks 0 to {chunk_count(size, chunk_size) - 1}")
     return min(chunk_size, size - index * chunk_size)
+
+
+def first_missing(received: Container[int]) -> int:
+    """The first chunk that has not come whole."""
+    index = 0
+    while index in received:
+        index += 1
+    return index

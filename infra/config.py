@@ -207,6 +207,18 @@ class Library(Struct, forbid_unknown_fields=True):
     upload_sessions: Positive = 1000
     upload_hours: Seconds = 24.0
     sweep_s: Seconds = 60.0
+    keep_versions: Annotated[int, Meta(ge=0)] = 0
+    keep_days: Annotated[float, Meta(ge=0)] = 0.0
+    stale_days: Annotated[float, Meta(gt=0)] = 90.0
+    retain_s: Seconds = 600.0
+
+
+class Blobs(Struct, forbid_unknown_fields=True):
+    """Where the bytes of libraries are kept: a folder of the data directory, or `s3://bucket/prefix`,
+    `az://container/prefix`, `gs://bucket/prefix`, `file:///folder`. Credentials come from the provider's own
+    environment variables, such as AWS_ACCESS_KEY_ID."""
+
+    url: str = ""
 
 
 class Up(Struct, forbid_unknown_fields=True):
@@ -253,6 +265,7 @@ class Settings(Struct, forbid_unknown_fields=True):
     collections: Collections = field(default_factory=Collections)
     network: Network = field(default_factory=Network)
     library: Library = field(default_factory=Library)
+    blobs: Blobs = field(default_factory=Blobs)
     up: Up = field(default_factory=Up)
     integrations: list[IntegrationDeclared] = field(default_factory=list)
 

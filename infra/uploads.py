@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import blake3
@@ -61,6 +64,55 @@ class Sink:
                 self._beside.unlink()
 
 
+class Busy(Exception):
+    """Somebody else writes on."""
+
+
+class Continuation:
+    """Writes on where an upload's beginning ends, chunk by chunk; nobody else, in any process, does so meanwhile.
+    Raises FileNotFoundError for an upload that is over, and Busy. All methods block."""
+
+    def __init__(self, path: Path, chunk_size: int) -> None:
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._descriptor)
+            raise Busy from None
+        self._writing = threading.Lock()
+        self._chunk_size = chunk_size
+        self._hasher = blake3.blake3()
+        self._at = 0
+
+    def begin(self, index: int, came: int = 0) -> str:
+        """Goes to a chunk of which some bytes have come; answers their BLAKE3."""
+        self._hasher = blake3.blake3()
+        self._at = index * self._chunk_size
+        end = self._at + came
+        while self._at < end and (piece := os.pread(self._descriptor, min(_PIECE, end - self._at), self._at)):
+            self._hasher.update(piece)
+            self._at += len(piece)
+        return self._hasher.hexdigest()
+
+    def write(self, data: memoryview) -> str:
+        """Answers the BLAKE3 of what has come of the chunk. Raises errors.StorageFull."""
+        with self._writing:
+            self._hasher.update(data)
+            try:
+                while data:
+                    written = os.pwrite(self._descriptor, data, self._at)
+                    self._at += written
+                    data = data[written:]
+            except OSError as error:
+                raise errors.StorageFull() if error.errno in _FULL else error from None
+            return self._hasher.hexdigest()
+
+    def close(self) -> None:
+        with self._writing:  # whoever was told to stop may still be at it
+            descriptor, self._descriptor = self._descriptor, -1
+            os.close(descriptor)
+
+
 class Uploads:
     """The files of uploads under a directory. All methods block: call them in threads."""
 
@@ -90,6 +142,24 @@ class Uploads:
         """Raises FileNotFoundError for an upload that is over."""
         return Sink(self.path(id), offset, beside=None if beside is None else self._directory / f"{id}.{beside}")
 
+    def continuation(self, id: str, chunk_size: int) -> Continuation:
+        return Continuation(self.path(id), chunk_size)
+
+    def join(self, id: str, parts: Sequence[str], chunk_size: int) -> list[str]:
+        """Copies parts one behind the other into an upload; answers the BLAKE3 of each of its chunks."""
+        digests, hasher, room = [], blake3.blake3(), chunk_size
+        with self.path(id).open("r+b") as whole:
+            for part in parts:
+                with self.path(part).open("rb") as file:
+                    while piece := file.read(min(_PIECE, room)):
+                        whole.write(piece)
+                        hasher.update(piece)
+                        room -= len(piece)
+                        if not room:
+                            digests.append(hasher.hexdigest())
+                            hasher, room = blake3.blake3(), chunk_size
+        return digests if room == chunk_size and digests else [*digests, hasher.hexdigest()]
+
     def hashes(self, id: str) -> tuple[str, str]:
         """(BLAKE3, SHA-256) of the whole, hexadecimal; durable once this returns."""
         first, second = blake3.blake3(), hashlib.sha256()
@@ -100,7 +170,7 @@ class Uploads:
                 second.update(piece)
         return first.hexdigest(), second.hexdigest()
 
-    def damaged(self, id: str, chunk_size: int, digests: dict[int, str]) -> list[int]:
+    def damaged(self, id: str, chunk_size: int, digests: Mapping[int, str]) -> list[int]:
         """Chunks that are not any more what they were when they came."""
         found = []
         with self.path(id).open("rb") as file:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import gc
 import os
 import signal
@@ -20,9 +21,9 @@ import structlog
 import uvloop
 
 from domain import events
-from infra import config, secrets
+from infra import blobs_remote, config, secrets
 from infra import log as logging
-from infra.blobs import Blobs
+from infra.blobs import Blobs, Contents
 from infra.bus import Bus
 from infra.db import CONNECTION_LOST, Database, NotDurable, assert_durable
 from infra.eventstore import epochs
@@ -58,6 +59,11 @@ class Process:
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     announced: dict[str, object] = field(default_factory=dict)
     writing: asyncio.Task[None] | None = None
+
+    @functools.cached_property
+    def contents(self) -> Contents:
+        """Where the bytes of libraries are, apart from those that workers keep: they may be far away."""
+        return blobs_remote.contents(self.settings.blobs.url, self.settings.directory / "blobs" / "library")
 
 
 Role = Callable[[Process], Awaitable[None]]
@@ -238,6 +244,7 @@ def main(name: str, roles: Callable[[argparse.Namespace], Mapping[str, Role]], *
         if not settings.database.url:
             raise config.InvalidSetting("database.url (UNDRIFT_DATABASE_URL) is needed; `undrift up` brings its own")
         integrations.check(settings)
+        blobs_remote.check(settings.blobs.url)
         logging.setup(settings.log)
         uvloop.run(serve(name, roles(arguments), settings, **options))
     except (config.InvalidSetting, NotDurable, Drift, Unreachable) as error:

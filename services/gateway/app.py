@@ -29,6 +29,7 @@ from services.gateway import (
     network,
     openapi,
     revert,
+    tus,
     uploads,
 )
 from services.gateway.auth import Authenticator, Principal
@@ -60,6 +61,7 @@ def routes(metrics: health.Metrics) -> Sequence[Route]:
         *changes.ROUTES,
         *conflicts.ROUTES,
         *uploads.ROUTES,
+        *tus.ROUTES,
         *download.ROUTES,
         *network.routes(),
         *feeds.ROUTES,

@@ -10,17 +10,20 @@ from services.gateway import dialects, headers
 _NAMES = ("localhost", "127.0.0.1", "[::1]")
 _DEFAULT_PORTS = {80: "http", 443: "https"}
 _PREFLIGHT: tuple[headers.Pair, ...] = (
-    (b"access-control-allow-methods", b"GET, POST, PUT, DELETE, OPTIONS"),
+    (b"access-control-allow-methods", b"GET, POST, PUT, DELETE, OPTIONS, HEAD, PATCH"),
     (
         b"access-control-allow-headers",
         b"Content-Type, Authorization, Idempotency-Key, If-Match, Last-Event-ID, Prefer,"
-        b" Undrift-Min-Position, Undrift-Session",
+        b" Undrift-Min-Position, Undrift-Session, Tus-Resumable, Upload-Length, Upload-Offset, Upload-Metadata,"
+        b" Upload-Checksum, Upload-Concat, X-HTTP-Method-Override, X-Device-Token",
     ),
     (b"access-control-max-age", b"3600"),
 )
 _EXPOSED: headers.Pair = (
     b"access-control-expose-headers",
-    b"Location, Retry-After, Undrift-Position, X-RateLimit-Limit, X-RateLimit-Remaining, X-Request-Id",
+    b"Location, Retry-After, Undrift-Position, X-RateLimit-Limit, X-RateLimit-Remaining, X-Request-Id,"
+    b" Tus-Resumable, Tus-Version, Tus-Extension, Tus-Max-Size, Tus-Checksum-Algorithm, Upload-Offset, Upload-Length,"
+    b" Upload-Metadata, Upload-Expires, Upload-Concat, Undrift-Conflict, Undrift-Sequence",
 )
 _VARY: headers.Pair = (b"vary", b"Origin")
 

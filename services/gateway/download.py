@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import uuid
 from base64 import b64encode
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -11,30 +10,35 @@ from datetime import datetime
 from email.utils import format_datetime
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from domain import errors, library
 from domain.plans import library as plan
-from infra.blobs import Missing
+from infra.blobs import Missing, Opened
 from projections import library as library_read
 from projections.library import Version
 from services.gateway import bodies, ranges
 from services.gateway import library as library_routes
-from services.gateway.changes import Change, shape
+from services.gateway.changes_shapes import Change, shape
 from services.gateway.dialects import PINAKES, LibraryFault, Reply
 from services.gateway.headers import Pair, position
 from services.gateway.ranges import Range, Unsatisfiable
 from services.gateway.routes import Call, Parameter, Route
 from services.shelf import Who
 
-_PIECE = 1 << 20
 _MEDIA = b"application/octet-stream"
+
+
+class OneVersion(Change):
+    """`available` is false where the bytes are kept no longer; a deletion has none."""
+
+    available: bool = False
 
 
 class Versions(Struct):
     """All versions of a file, the newest first."""
 
-    versions: list[Change]
+    versions: list[OneVersion]
 
 
 class Restore(Struct):
@@ -47,9 +51,9 @@ class Restore(Struct):
 class File:
     """An open blob as an answer: an ASGI application. Memory stays flat, whatever its size."""
 
-    def __init__(self, status: int, descriptor: int, parts: Sequence[bytes | Range], headers: Sequence[Pair]) -> None:
+    def __init__(self, status: int, blob: Opened, parts: Sequence[bytes | Range], headers: Sequence[Pair]) -> None:
         self.status = status
-        self._descriptor, self._parts = descriptor, parts
+        self._blob, self._parts = blob, parts
         self._headers = [*headers, (b"content-length", b"%d" % sum(map(_length, parts)))]
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -60,19 +64,19 @@ class File:
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
         finally:
-            os.close(self._descriptor)
+            await asyncio.to_thread(self._blob.close)
 
     async def _pieces(self) -> AsyncIterator[bytes]:
         for part in self._parts:
             if isinstance(part, bytes):
                 yield part
                 continue
-            at = part.first
-            while at <= part.last:
-                piece = await asyncio.to_thread(os.pread, self._descriptor, min(_PIECE, part.last + 1 - at), at)
+            left, pieces = part.length, self._blob.pieces(part.first, part.last)
+            while left:
+                piece = await asyncio.to_thread(next, pieces, b"")
                 if not piece:
                     raise ConnectionResetError("the blob is shorter than it was")
-                at += len(piece)
+                left -= len(piece)
                 yield piece
 
 
@@ -105,13 +109,7 @@ async def download(call: Call) -> Any:
     version = await _version(call, _path(call))
     assert version.hash is not None
     assert version.size is not None
-    process = call.api.process
-    sha256 = await process.db.fetchval(
-        "select sha256 from undrift.stored where tenant = $1 and owner = $2 and blake3 = $3",
-        call.tenant,
-        call.principal.owner,
-        version.hash,
-    )
+    sha256 = await _sha256(call, version.hash)
     etag, modified = b'"%b"' % version.hash.encode(), version.mtime or version.at
     headers = [*_described(version, etag, modified, sha256)]
     if ranges.unchanged(call.fields, etag, modified):
@@ -122,38 +120,48 @@ async def download(call: Call) -> Any:
         fault = PINAKES.encode(LibraryFault(error="None of the ranges has a byte of the file"))
         return Reply(416, fault, [(b"content-range", b"bytes */%d" % version.size), *headers])
     try:
-        path = await asyncio.to_thread(process.blobs.path, version.hash)
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except (Missing, FileNotFoundError):
+        blob = await asyncio.to_thread(call.api.process.contents.open, version.hash, version.size)
+    except Missing:
         raise errors.Unavailable("The bytes of this version are missing; `undrift doctor` says more") from None
-    return _answer(descriptor, version.size, wanted, headers, sha256)
+    return _answer(blob, version.size, wanted, headers, sha256)
 
 
-def _described(version: Version, etag: bytes, modified: datetime, sha256: str | None) -> Iterator[Pair]:
+async def _sha256(call: Call, hash: str) -> str:
+    """Raises errors.Gone where the bytes are kept no longer."""
+    found: str | None = await call.api.process.db.fetchval(
+        "select sha256 from undrift.stored where tenant = $1 and owner = $2 and blake3 = $3",
+        call.tenant,
+        call.principal.owner,
+        hash,
+    )
+    if found is None:
+        raise errors.Gone("The bytes of this version are kept no longer")
+    return found
+
+
+def _described(version: Version, etag: bytes, modified: datetime, sha256: str) -> Iterator[Pair]:
     yield b"accept-ranges", b"bytes"
     yield b"etag", etag
     yield b"last-modified", format_datetime(modified.replace(microsecond=0), usegmt=True).encode()
     yield b"cache-control", b"private, no-cache"
     yield position(version.from_pos)
-    if sha256 is not None:
-        yield b"repr-digest", b"sha-256=:%b:" % b64encode(bytes.fromhex(sha256))
+    yield b"repr-digest", b"sha-256=:%b:" % b64encode(bytes.fromhex(sha256))
 
 
-def _answer(descriptor: int, size: int, wanted: Sequence[Range], headers: list[Pair], sha256: str | None) -> File:
+def _answer(blob: Opened, size: int, wanted: Sequence[Range], headers: list[Pair], sha256: str) -> File:
     if not wanted:
-        if sha256 is not None:
-            headers.append((b"content-digest", b"sha-256=:%b:" % b64encode(bytes.fromhex(sha256))))
-        return File(200, descriptor, [Range(0, size - 1)], [*headers, (b"content-type", _MEDIA)])
+        headers.append((b"content-digest", b"sha-256=:%b:" % b64encode(bytes.fromhex(sha256))))
+        return File(200, blob, [Range(0, size - 1)], [*headers, (b"content-type", _MEDIA)])
     if len(wanted) == 1:
         headers += [(b"content-type", _MEDIA), (b"content-range", _content_range(wanted[0], size))]
-        return File(206, descriptor, wanted, headers)
+        return File(206, blob, wanted, headers)
     boundary = uuid.uuid4().hex.encode()
     parts: list[bytes | Range] = []
     for one in wanted:
         head = (b"--" + boundary, b"content-type: " + _MEDIA, b"content-range: " + _content_range(one, size), b"", b"")
         parts += [(b"\r\n" if parts else b"") + b"\r\n".join(head), one]
     parts.append(b"\r\n--" + boundary + b"--\r\n")
-    return File(206, descriptor, parts, [*headers, (b"content-type", b"multipart/byteranges; boundary=" + boundary)])
+    return File(206, blob, parts, [*headers, (b"content-type", b"multipart/byteranges; boundary=" + boundary)])
 
 
 def _content_range(one: Range, size: int) -> bytes:
@@ -171,7 +179,19 @@ async def versions(call: Call) -> Any:
     if file is None:
         raise errors.NotFound("There is no such file", kind="file")
     found = await library_read.versions(database, tenant, owner, file)
-    return call.reply(Versions([shape(one) for one in found]), read)
+    hashes = [one.hash for one in found if one.hash is not None]
+    rows = await database.fetch(
+        "select blake3 from undrift.stored where tenant = $1 and owner = $2 and blake3 = any ($3)",
+        tenant,
+        owner,
+        hashes,
+    )
+    kept = {row["blake3"] for row in rows}
+    return call.reply(Versions([_listed(one, one.hash in kept) for one in found]), read)
+
+
+def _listed(version: Version, available: bool) -> OneVersion:
+    return OneVersion(**structs.asdict(shape(version)), available=available)
 
 
 async def restore(call: Call) -> Any:
@@ -182,6 +202,8 @@ async def restore(call: Call) -> Any:
     version = next((one for one in found if one.from_pos == body.sequence and one.hash is not None), None)
     if version is None:
         raise errors.NotFound("There is no such version", kind="version")
+    assert version.hash is not None
+    await _sha256(call, version.hash)
     who = Who(tenant, owner, call.principal.actor)
     done = await library_routes.of_call(call).restore(who, version.file, version.path, _content(version))
     library_routes.wrote(call, done)
@@ -211,7 +233,7 @@ ROUTES: Sequence[Route] = (
             Parameter("If-Range", {"type": "string"}, "an ETag, or a date", where="header"),
         ),
         answers={200: bytes, 206: bytes, 304: None},
-        errors=(*_READ, 416),
+        errors=(*_READ, 410, 416),
         media="application/octet-stream",
     ),
     Route(
@@ -231,6 +253,6 @@ ROUTES: Sequence[Route] = (
         "Make an older version the newest, or bring back what was deleted",
         body=Restore,
         answers={200: Change},
-        errors=(*_READ, 409, 413, 415, 422),
+        errors=(*_READ, 409, 410, 413, 415, 422),
     ),
 )

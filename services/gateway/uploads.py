@@ -8,33 +8,21 @@ import re
 import uuid
 from base64 import b64encode
 from collections.abc import Sequence
-from datetime import datetime, timedelta
 from typing import Annotated, Any
-from weakref import WeakValueDictionary
 
 from msgspec import Meta, Struct
 
-from domain import errors, library, messages, uploads
-from domain.library import Content
-from domain.plans import library as plan
-from domain.plans.library import Known
-from infra.eventstore.store import Done, Wish
-from infra.uploads import Sink, Uploads
-from projections import library as library_read
-from services.gateway import bodies
-from services.gateway import devices as device_routes
+from domain import errors, uploads
+from infra.uploads import Sink
+from services.gateway import bodies, upload_sessions
 from services.gateway import library as library_routes
 from services.gateway.devices import DEVICE
 from services.gateway.dialects import PINAKES, Reply, Timestamp, timestamp_ms
 from services.gateway.routes import Call, Parameter, Route
-from services.library import Outcome
-from services.shelf import Who
+from services.gateway.upload_sessions import Found, Wanted, files_of, find
 
 _GATHER = 1 << 20
 _DIGEST = re.compile(rb"sha-256=:([A-Za-z0-9+/=]{44}):")
-_SHOWN = 20
-#: One completion of an upload at a time; the others find its outcome.
-_COMPLETING: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
 
 class Create(Struct):
@@ -47,9 +35,11 @@ class Create(Struct):
 
 
 class Upload(Struct):
+    """`expected_hash` is null where the client declared none, as it may over tus."""
+
     id: str
     target_path: str
-    expected_hash: str
+    expected_hash: str | None
     expected_size: int
     chunk_size: int
     chunk_count: int
@@ -76,52 +66,11 @@ class Completed(Struct):
     conflict_id: str | None
 
 
-class Found(Struct, frozen=True):
-    """An upload as the log has it, and how much of it has come."""
-
-    id: str
-    opened: uploads.Opened
-    state: uploads.Upload
-    opened_at: datetime
-    received: dict[int, str]
-    last_activity: datetime
-
-    @property
-    def received_bytes(self) -> int:
-        size, chunk = self.opened.size, self.opened.chunk_size
-        return sum(uploads.chunk_length(size, chunk, index) for index in self.received)
-
-
-def files_of(call: Call) -> Uploads:
-    return Uploads(call.api.process.settings.directory / "uploads")
-
-
-async def find(call: Call, id: str) -> Found:
-    """Raises errors.NotFound, for somebody else's too."""
-    process = call.api.process
-    recorded = await process.store.stream(messages.stream(uploads.STREAM, call.tenant, id))
-    if not recorded or recorded[0].metadata.owner != call.principal.owner:
-        raise errors.NotFound("There is no such upload", kind="upload")
-    state = uploads.initial
-    for one in recorded:
-        assert isinstance(one.event, uploads.Event)
-        state = uploads.evolve(state, one.event)
-    assert state.opened is not None
-    rows = await process.db.fetch(
-        "select index, blake3 from undrift.upload_chunks where upload = $1 and received_at is not null", id
-    )
-    active = await process.db.fetchval("select last_activity from undrift.uploads where id = $1", id)
-    received = {row["index"]: row["blake3"] for row in rows}
-    first, last = recorded[0].recorded_at, recorded[-1].recorded_at
-    return Found(id, state.opened, state, first, received, active or last)
-
-
 def _shape(call: Call, found: Found) -> Upload:
     opened = found.opened
-    expires = found.last_activity + timedelta(hours=call.api.process.settings.library.upload_hours)
     count = uploads.chunk_count(opened.size, opened.chunk_size)
     over = found.state.status == "completed"
-    status = "in_progress" if found.received and not found.state.over else found.state.status
+    status = "in_progress" if (found.received or found.partial) and not found.state.over else found.state.status
     return Upload(
         id=found.id,
         target_path=opened.path,
@@ -131,7 +80,7 @@ def _shape(call: Call, found: Found) -> Upload:
         chunk_count=count,
         status=status,
         created_at=timestamp_ms(found.opened_at),
-        expires_at=timestamp_ms(expires),
+        expires_at=timestamp_ms(upload_sessions.expires_at(call, found)),
         received_chunks=list(range(count)) if over else sorted(found.received),
         received_bytes=opened.size if over else found.received_bytes,
     )
@@ -144,67 +93,19 @@ async def create(call: Call) -> Any:
     body = await call.body(Create)
     done = await call.earlier(uploads)
     if done is None:
-        done = await open_(call, body)
+        done = await upload_sessions.open_(call, _wanted(body))
     return call.reply(_shape(call, await find(call, done.events[0].id)), done.position)
 
 
-async def open_(call: Call, body: Create) -> Done:
-    """Raises errors.Invalid, StorageFull where a quota or the disk is full."""
-    try:
-        path = plan.check_path(body.target_path)
-    except plan.BadPath as bad:
-        raise errors.Invalid(f"target_path: {bad}") from None
-    device, knew = await _device(call, body, path)
-    await _check_quota(call, body.expected_size)
-    id = str(uuid.uuid4())
-    process, owner = call.api.process, call.principal.owner
-    await asyncio.to_thread(files_of(call).make, id, body.expected_size)
-    await process.db.execute(
-        "insert into undrift.uploads (id, tenant, owner, size, chunk_size) values ($1, $2, $3, $4, $5)",
-        id,
-        call.tenant,
-        owner,
-        body.expected_size,
-        body.chunk_size,
-    )
-    opened = uploads.Opened(
-        path=path,
-        hash=library_routes.hash_of(body.expected_hash),
+def _wanted(body: Create) -> Wanted:
+    return Wanted(
+        path=body.target_path,
         size=body.expected_size,
+        hash=body.expected_hash,
         chunk_size=body.chunk_size,
-        device=device,
-        knew_file=None if knew is None else knew.file,
-        knew_hash=None if knew is None else knew.hash,
-        mtime=None if body.local_mtime is None else library_routes.time_of(body.local_mtime),
+        device=body.device_id,
+        mtime=body.local_mtime,
     )
-    return await call.execute([Wish(uploads, id, uploads.Open(opened), fresh=True)])
-
-
-async def _device(call: Call, body: Create, path: str) -> tuple[str | None, Known | None]:
-    """Who sends: a device, or a person, who then knows what stands there now."""
-    named = body.device_id or call.query().get("device_id")
-    try:
-        return (await device_routes.of_call(call, named)).row.id, None
-    except errors.Invalid:
-        await call.caught_up(library.STREAM)
-        there = await library_read.at_path(call.api.process.db, call.tenant, call.principal.owner, path)
-        return None, None if there is None else Known(there.file, there.hash)
-
-
-async def _check_quota(call: Call, size: int) -> None:
-    settings, database = call.api.process.settings.library, call.api.process.db
-    row = await database.fetchrow(
-        "select count(*) as open, coalesce(sum(size), 0)::bigint as reserved,"
-        " (select coalesce(sum(size), 0)::bigint from undrift.stored where tenant = $1 and owner = $2) as stored"
-        " from undrift.uploads where tenant = $1 and owner = $2",
-        call.tenant,
-        call.principal.owner,
-    )
-    assert row is not None
-    if row["open"] >= settings.upload_sessions:
-        raise errors.StorageFull(f"{settings.upload_sessions} uploads are open already; complete or cancel some")
-    if settings.quota_bytes and row["stored"] + row["reserved"] + size > settings.quota_bytes:
-        raise errors.StorageFull("The library's quota is used up")
 
 
 async def show(call: Call) -> Any:
@@ -321,13 +222,7 @@ def _check_digest(call: Call, sink: Sink) -> None:
 
 
 async def complete(call: Call) -> Any:
-    id = call.path("upload_id")
-    lock = _COMPLETING.setdefault(id, asyncio.Lock())
-    async with lock:
-        found = await find(call, id)
-        if found.state.status != "completed":
-            await complete_(call, found)
-            found = await find(call, id)
+    found = await upload_sessions.completed(call, call.path("upload_id"))
     completed, opened = found.state.completed, found.opened
     assert completed is not None
     answer = Completed(
@@ -341,111 +236,8 @@ async def complete(call: Call) -> Any:
     return call.reply(answer, max(completed.sequence, call.api.reads.position))
 
 
-async def complete_(call: Call, found: Found) -> None:
-    """Checks the whole, keeps it, and says so in the library. Whatever of it was done before is found done."""
-    if found.state.over:
-        raise errors.InvalidState(f"The upload is {found.state.status}")
-    stored = await _stored(call, found)
-    who = await _who(call, found)
-    content = Content(stored, found.opened.size, found.opened.mtime)
-    knew = None
-    if found.opened.knew_file is not None:
-        knew = Known(found.opened.knew_file, found.opened.knew_hash)
-    await call.caught_up(library.STREAM)
-    outcome = await library_routes.of_call(call).publish(who, found.opened.path, content, knew)
-    library_routes.wrote(call, outcome.position)
-    if outcome.rejected:
-        reason = outcome.rejected[0].reason
-        await _execute(call, found.id, uploads.Fail(reason))
-        raise errors.Invalid(f"{found.opened.path}: {reason}")
-    await _execute(call, found.id, _completion(found, stored, outcome))
-    await discard(call, found.id)
-
-
-def _completion(found: Found, stored: str, outcome: Outcome) -> uploads.Complete:
-    if outcome.conflicts:
-        return uploads.Complete(stored, 0, outcome.conflicts[0].conflict)
-    return uploads.Complete(stored, outcome.accepted[found.opened.path])
-
-
-async def _stored(call: Call, found: Found) -> str:
-    """The BLAKE3 of the bytes, which are kept once this returns."""
-    process, files, opened = call.api.process, files_of(call), found.opened
-    missing = set(range(uploads.chunk_count(opened.size, opened.chunk_size))) - found.received.keys()
-    if missing and opened.size:
-        if (kept := await _kept(call, opened.hash)) is not None and not files.exists(found.id):
-            return kept
-        shown = ", ".join(map(str, sorted(missing)[:_SHOWN]))
-        raise errors.Invalid(f"{len(missing)} chunks are missing: {shown}", missing=sorted(missing)[:_SHOWN])
-    try:
-        first, second = await asyncio.to_thread(files.hashes, found.id)
-    except FileNotFoundError:  # it was taken over just before we last ended
-        if (kept := await _kept(call, opened.hash)) is None:
-            raise errors.InvalidState("The bytes of the upload are gone; send them again") from None
-        return kept
-    if opened.hash not in (first, second):
-        await _mismatch(call, found)
-    await asyncio.to_thread(process.blobs.adopt, files.path(found.id), first)
-    await process.db.execute(
-        "insert into undrift.stored (tenant, owner, blake3, sha256, size) values ($1, $2, $3, $4, $5)"
-        " on conflict do nothing",
-        call.tenant,
-        call.principal.owner,
-        first,
-        second,
-        opened.size,
-    )
-    return first
-
-
-async def _kept(call: Call, hash: str) -> str | None:
-    found: str | None = await call.api.process.db.fetchval(
-        "select blake3 from undrift.stored where tenant = $1 and owner = $2 and (blake3 = $3 or sha256 = $3)",
-        call.tenant,
-        call.principal.owner,
-        hash,
-    )
-    return found
-
-
-async def _mismatch(call: Call, found: Found) -> None:
-    """Chunks that were damaged after they had come may be sent again; otherwise the bytes are simply others."""
-    opened = found.opened
-    damaged = await asyncio.to_thread(files_of(call).damaged, found.id, opened.chunk_size, found.received)
-    if damaged:
-        await call.api.process.db.execute(
-            "delete from undrift.upload_chunks where upload = $1 and index = any ($2)", found.id, damaged
-        )
-        raise errors.Invalid("Some chunks were damaged; send them again", missing=damaged[:_SHOWN])
-    await _execute(call, found.id, uploads.Fail("The bytes do not have the hash that was declared"))
-    await discard(call, found.id)
-    raise errors.Invalid("The bytes do not have the hash that was declared")
-
-
-async def _who(call: Call, found: Found) -> Who:
-    owner, device = call.principal.owner, found.opened.device
-    if device is None:
-        return Who(call.tenant, owner, call.principal.actor)
-    state = (await device_routes.states(call.api.process.db, [device])).get(device, device_routes.State())
-    return Who(call.tenant, owner, f"device:{device}", device, state.acked)
-
-
-async def _execute(call: Call, id: str, command: uploads.Command) -> Done:
-    return await call.api.process.store.execute(uploads, id, command, tenant=call.tenant, metadata=call.metadata())
-
-
-async def discard(call: Call, id: str) -> None:
-    """What an upload that is over leaves behind."""
-    await asyncio.to_thread(files_of(call).remove, id)
-    await call.api.process.db.execute("delete from undrift.uploads where id = $1", id)
-
-
 async def cancel(call: Call) -> Any:
-    id = call.path("upload_id")
-    async with _COMPLETING.setdefault(id, asyncio.Lock()):
-        await find(call, id)
-        done = await _execute(call, id, uploads.Cancel())
-        await discard(call, id)
+    done = await upload_sessions.cancelled(call, call.path("upload_id"))
     return Reply(204, b"", [(b"undrift-position", b"%d" % done.position)])
 
 

@@ -69,6 +69,7 @@ TOPICS = {
     "uploads.completed",
     "uploads.expired",
     "uploads.failed",
+    "uploads.joined",
     "uploads.opened",
 }
 ALIASES = {

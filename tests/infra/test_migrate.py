@@ -140,6 +140,7 @@ _MAY = {
     "undrift.device_state": {"insert", "update", "delete"},
     "undrift.uploads": {"insert", "update", "delete"},
     "undrift.upload_chunks": {"insert", "update", "delete"},
+    "undrift.dropped": {"insert", "update", "delete"},
     "undrift.sessions": {"insert", "update", "delete"},
     "undrift_keys.passwords": {"insert", "update", "delete"},
     "undrift_keys.subjects": {"insert", "update", "delete"},

@@ -31,4 +31,4 @@ grant select, insert, update, delete on undrift.leases, undrift.tracking, undrif
 grant select, insert, update, delete on undrift.remotes, undrift.remote_uses to undrift_app;
 grant select, insert, delete on undrift_keys.secrets to undrift_app;
 grant select, insert, update, delete on undrift.stored, undrift.device_state, undrift.sessions,
-    undrift_keys.passwords, undrift.uploads, undrift.upload_chunks to undrift_app;
+    undrift_keys.passwords, undrift.uploads, undrift.upload_chunks, undrift.dropped to undrift_app;
