@@ -102,9 +102,7 @@ def test_conditions(laptop: Device) -> None:
         assert laptop.download("dir/file.bin", Range="bytes=0-9", **{"If-Range": condition}).status == status
 
 
-@pytest.mark.parametrize(
-    "path", ["nothing", "dir", "../../etc/passwd", "%2e%2e/x", "dir/file.bin/x", "a%00b"]
-)
+@pytest.mark.parametrize("path", ["nothing", "dir", "../../etc/passwd", "%2e%2e/x", "dir/file.bin/x", "a%00b"])
 def test_what_is_not_there(laptop: Device, path: str) -> None:
     assert laptop.download(path).status in (400, 404)
 
