@@ -26,12 +26,15 @@ from infra.eventstore.migrate import migrate
 from infra.eventstore.recorder import Append, Write, append_group, prepare
 from infra.eventstore.store import Store
 from infra.eventstore.writer import Writer
+from infra.secrets import Keyring
 from infra.tail import Tail
 from projections.table import Connection
+from tests.projections import people
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 SOON = T0 + timedelta(days=400)
 TENANTS = ("main", "second")
+MASTER = b"m" * 32
 SCHEDULES = (
     None,
     Schedule(cron="30 2 * * *", time_zone="Europe/Berlin", overlap="skip"),
@@ -52,6 +55,15 @@ class Said(Struct, frozen=True):
     def stream(self) -> str:
         return messages.stream(self.context.STREAM, self.tenant, self.id)
 
+    @property
+    def owner(self) -> str:
+        return people.owner(self.context, self.id)
+
+    @property
+    def metadata(self) -> messages.Metadata:
+        owner = self.owner
+        return messages.Metadata(owner=owner, subject=None if owner == "_" else owner)
+
 
 class World:
     """Says commands at random and keeps what follows from them."""
@@ -59,6 +71,7 @@ class World:
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
         self._states: dict[tuple[str, str, str], Any] = {}
+        self._people = people.People(self._random, self._state)
 
     def history(self, events: int) -> list[Said]:
         said: list[Said] = []
@@ -67,21 +80,24 @@ class World:
         return said
 
     def say(self, context: Any, tenant: str, id: str, command: messages.Command) -> list[Said]:
-        name = (context.STREAM, tenant, id)
-        state = self._states.get(name, context.initial)
+        state = self._state(context, tenant, id)
         try:
             events = context.decide(command, state)
         except errors.Error:
             return []
         for event in events:
             state = context.evolve(state, event)
-        self._states[name] = state
+        self._states[context.STREAM, tenant, id] = state
         return [Said(context, tenant, id, event) for event in events]
+
+    def _state(self, context: Any, tenant: str, id: str) -> Any:
+        return self._states.get((context.STREAM, tenant, id), context.initial)
 
     def _any(self) -> tuple[Any, str, str, messages.Command]:
         pick = self._random
         tenant = pick.choice(TENANTS)
         kinds = {"jobs": 12, "items": 6, "network": 4, "collections": 1, "integrations": 3, "keys": 2, "tenants": 1}
+        kinds |= people.WEIGHTS
         match pick.choices([*kinds], [*kinds.values()])[0]:
             case "jobs":
                 id = f"job-{pick.randrange(40)}"
@@ -100,9 +116,11 @@ class World:
                 id = f"key-{pick.randrange(6)}"
                 add = keys.Add(f"{id} né", f"{pick.randrange(2**32):064x}", ("admin",), ("a", "b"))
                 return keys, tenant, id, pick.choice((add, add, keys.Revoke()))
-            case _:
+            case "tenants":
                 id = f"t{pick.randrange(6)}"
                 return tenants, tenants.FIRST, id, tenants.Add(id)
+            case kind:
+                return self._people.any(kind, tenant)
 
     def _network(self, tenant: str) -> tuple[Any, str, str, messages.Command]:
         """People, servers, runs and the parity of the RAIDA network."""
@@ -234,19 +252,22 @@ def _machine(id: str, number: int) -> dict[str, Any]:
     }
 
 
-def mapper() -> Mapper:
-    return Mapper(events.REGISTRY)
+def mapper(keyring: Keyring) -> Mapper:
+    return Mapper(events.REGISTRY, keyring=keyring)
 
 
 async def fill(database: Database, said: Sequence[Said], versions: dict[str, int] | None = None) -> int:
     """Appends in that order; answers the head. `versions` remembers the streams' between calls."""
     known: dict[str, int] = {} if versions is None else versions
-    mapping, last = mapper(), 0
+    keyring, last = Keyring(database, MASTER), 0
+    for pair in {(one.tenant, one.owner) for one in said if one.owner != "_"}:
+        await keyring.ensure(*pair)
+    mapping = mapper(keyring)
     async with database.transaction() as connection:
         for one in said:
             known[one.stream] = version = known.get(one.stream, 0) + 1
             actor = f"job:job-{version % 3}" if one.context is items else f"key:{one.id}"
-            metadata = messages.Metadata(actor=actor)
+            metadata = msgspec.structs.replace(one.metadata, actor=actor)
             draft = Draft(one.tenant, one.stream, version, uuid4(), one.event, metadata)
             write = Write(one.stream, version - 1, [mapping.to_stored_event(draft)])
             [answer] = await append_group(connection, [prepare(Append(one.tenant, [write]))])
@@ -270,7 +291,7 @@ async def open_store(url: str) -> AsyncIterator[Store]:
     await migrate(url)  # a copy of a database has not the rights to it
     database = Database(url, 8)
     try:
-        yield Store(database, mapper(), Writer(database, config.EventStore()))
+        yield Store(database, mapper(Keyring(database, MASTER)), Writer(database, config.EventStore()))
     finally:
         await database.close()
 

@@ -19,7 +19,7 @@ from services import doctor, projector
 from tests.projections.histories import World, fill, open_store, tables
 
 #: The contexts of which the random histories tell.
-SAID = {"jobs", "integrations", "keys", "tenants", "items", "collections"}
+SAID = {"jobs", "integrations", "keys", "tenants", "items", "collections", "library", "devices", "accounts"}
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ async def test_what_was_never_made_can_be_rebuilt(store: Store) -> None:
 
 
 async def test_jobs_say_what_the_domain_says(store: Store) -> None:
-    head = await fill(store.database, World(0).history(700))
+    head = await fill(store.database, World(3).history(900))
     await live(store, head)
     rows = await store.database.fetch("select * from rm_jobs_1.jobs")
     assert len(rows) > 20

@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 import projections
-from domain import messages
+from domain import events, messages
 from infra import config
 from infra.db import Database
 from infra.eventstore.store import Store
@@ -26,7 +26,8 @@ SETTINGS = config.Projector(page=50, retry_s=0.01)
 class Counted:
     """How often each event was applied."""
 
-    NAME, CONTEXTS = "counted", ("jobs", "items", "collections", "integrations", "keys", "tenants", "network")
+    NAME = "counted"
+    CONTEXTS = tuple(dict.fromkeys(topic.partition(".")[0] for topic in events.REGISTRY))
 
     def __init__(self, generation: int = 1) -> None:
         self.GENERATION = generation
