@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,32 +12,15 @@ from projections import library as library_read
 from projections.library import Version
 from services.gateway import bodies, headers
 from services.gateway import devices as device_routes
+from services.gateway.changes_shapes import Change, shape
 from services.gateway.cursors import Cursors
 from services.gateway.devices import DEVICE, Seen
 from services.gateway.dialects import PINAKES, Timestamp, timestamp_ms
 from services.gateway.routes import Call, Parameter, Route
-from services.gateway.streams import Live, encode, frame
+from services.gateway.streams import Live
 
 LIMIT = 100
 LIMIT_MAX = 1000
-_NAMESPACE = uuid.UUID("6f1c7f9e-3d1b-5b0e-9c0a-2b9d0d2f4a11")
-
-
-class Change(Struct):
-    """`sequence` is the position of the log, so it grows with gaps. `device_id` is whose change it was, null for the
-    server's own; a device may skip its own. `old_path` comes with `moved` only."""
-
-    id: str
-    sequence: int
-    change_type: str
-    media_id: str
-    path: str
-    content_hash: str | None
-    file_size: int | None
-    timestamp: Timestamp
-    device_id: str | None
-    mtime: Timestamp | None
-    old_path: str | UnsetType = UNSET
 
 
 class Changes(Struct):
@@ -65,22 +47,6 @@ class Snapshot(Struct):
     files: list[File]
     cursor: str
     next: str | UnsetType = UNSET
-
-
-def shape(version: Version) -> Change:
-    return Change(
-        id=str(uuid.uuid5(_NAMESPACE, version.id)),
-        sequence=version.from_pos,
-        change_type=version.change,
-        media_id=version.file,
-        path=version.path,
-        content_hash=version.hash,
-        file_size=version.size,
-        timestamp=timestamp_ms(version.at),
-        device_id=version.device,
-        mtime=None if version.mtime is None else timestamp_ms(version.mtime),
-        old_path=UNSET if version.old_path is None else version.old_path,
-    )
 
 
 async def position_of(call: Call, text: str | None) -> int:
@@ -127,25 +93,13 @@ async def changes(call: Call) -> Any:
 async def delivered(call: Call, seen: Seen, position: int) -> None:
     """Only what was delivered may be acknowledged."""
     if position > seen.state.delivered:
-        await call.api.process.db.execute(
-            "update undrift.device_state set delivered_pos = greatest(delivered_pos, $2) where device = $1",
-            seen.row.id,
-            position,
-        )
+        await call.api.live.changes.deliveries.note({seen.row.id: position})
 
 
 async def _stream(call: Call, seen: Seen, given: str | None) -> Any:
     after = await position_of(call, headers.last_event_id(call.fields) or given)
-    live = call.api.live
-
-    def framed(version: Version) -> bytes:
-        return frame("change", encode(shape(version)), _cursor(call, version.from_pos))
-
-    async def note(position: int) -> None:
-        await delivered(call, seen, position)
-
-    mine = (call.tenant, call.principal.owner)
-    stream = live.changes.stream(live.streams, call.principal.credential, mine, after, framed, note)
+    live, mine = call.api.live, (call.tenant, call.principal.owner)
+    stream = live.changes.stream(live.streams, call.principal.credential, mine, seen.row.id, after)
     return Live(stream, [headers.position(after)])
 
 

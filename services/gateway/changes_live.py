@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
+import structlog
+
+from infra.db import CONNECTION_LOST, Database
 from infra.tail import Tail
 from projections import library as library_read
 from projections.library import Version
-from projections.table import Database
+from services.gateway.changes_shapes import shape
 from services.gateway.consistency import Reads
-from services.gateway.streams import Stream, Streams
+from services.gateway.deliveries import Deliveries
+from services.gateway.streams import Stream, Streams, encode, frame
+
+log = structlog.get_logger("gateway")
 
 _PAGE = 200
 #: So many clients are told before somebody else has a turn on the loop.
@@ -18,50 +25,63 @@ _BREATH = 500
 _REACHED_S = 5.0
 
 Library = tuple[str, str]
-Frame = Callable[[Version], bytes]
-Delivered = Callable[[int], Awaitable[None]]
+#: The text of a cursor.
+Mark = Callable[[Library, int], str]
+
+
+class Told(NamedTuple):
+    """A change as it is sent, and where in the feed it is."""
+
+    position: int
+    frame: bytes
 
 
 class ChangeStream(Stream):
-    """One device that listens; `position` is what it was sent."""
+    """One device that listens. `position` is what it was sent; while it is `live`, there is nothing else behind that
+    but what it will be told. Ten thousand of these are kept, so they hold nothing of the request."""
 
-    __slots__ = ("_delivered", "_feed", "_frame", "heard", "library", "position")
+    __slots__ = ("_feed", "device", "heard", "library", "live", "position")
 
     def __init__(
-        self,
-        streams: Streams,
-        credential: str,
-        feed: ChangeFeed,
-        library: Library,
-        position: int,
-        frame: Frame,
-        delivered: Delivered,
+        self, streams: Streams, credential: str, feed: ChangeFeed, library: Library, device: str, position: int
     ) -> None:
         super().__init__(streams, credential)
-        self.library, self.position, self.heard = library, position, 0
-        self._feed, self._frame, self._delivered = feed, frame, delivered
+        self.library, self.device, self.position = library, device, position
+        self.heard, self.live = 0, False
+        self._feed = feed
 
     async def catch_up(self) -> bool:
+        self.live = False
         self._feed.join(self)
         while True:
             heard = self.heard
-            page = await self._feed.read(self.library, self.position, _PAGE)
-            for version in page:
-                self.position = version.from_pos
-                if not self.push(self._frame(version)):
-                    await self._delivered(self.position)
-                    return False
-            if page:
-                await self._delivered(self.position)
-            elif heard == self.heard:
+            page = await self._feed.told(self.library, self.position)
+            if not page and heard == self.heard:
+                self.live = True
                 return True
+            if page:
+                await self._feed.deliveries.note({self.device: page[-1].position})
+            if not self.send(page):
+                return False
 
-    def tell(self) -> None:
+    def send(self, page: Iterable[Told]) -> bool:
+        """What it does not have yet; whether there is room for more."""
+        for one in page:
+            if one.position > self.position:
+                if not self.open:
+                    return False
+                self.position = one.position
+                if not self.push(one.frame):
+                    return False
+        return True
+
+    def nudge(self) -> None:
+        """There is more, and it has to look for itself."""
         self.heard += 1
-        self.drained()
+        self.lag()
 
     def leave(self) -> None:
-        """It stays with its feed, which only tells it to look."""
+        self.live = False
 
     def gone(self) -> None:
         super().gone()
@@ -71,29 +91,32 @@ class ChangeStream(Stream):
 class ChangeFeed:
     """All devices that listen in this process, by library."""
 
-    def __init__(self, database: Database, tail: Tail, reads: Reads) -> None:
-        self._database, self._tail, self._reads = database, tail, reads
+    def __init__(self, database: Database, tail: Tail, reads: Reads, mark: Mark) -> None:
+        self.deliveries = Deliveries(database)
+        self._database, self._tail, self._reads, self._mark = database, tail, reads, mark
         self._streams: dict[Library, set[ChangeStream]] = {}
         self._waiting: dict[Library, set[asyncio.Future[None]]] = {}
         self._some = asyncio.Event()
+        self._follows = False
+        self._from = 0
 
     async def read(self, library: Library, after: int, limit: int) -> list[Version]:
         return await library_read.changes(self._database, *library, after, self._reads.position, limit)
 
-    def stream(
-        self,
-        streams: Streams,
-        credential: str,
-        library: Library,
-        position: int,
-        frame: Frame,
-        delivered: Delivered,
-    ) -> ChangeStream:
-        return ChangeStream(streams, credential, self, library, position, frame, delivered)
+    async def told(self, library: Library, after: int) -> list[Told]:
+        return [self._frame(library, version) for version in await self.read(library, after, _PAGE)]
+
+    def _frame(self, library: Library, version: Version) -> Told:
+        mark = self._mark(library, version.from_pos)
+        return Told(version.from_pos, frame("change", encode(shape(version)), mark))
+
+    def stream(self, streams: Streams, credential: str, library: Library, device: str, position: int) -> ChangeStream:
+        return ChangeStream(streams, credential, self, library, device, position)
 
     def join(self, stream: ChangeStream) -> None:
+        """Before it reads: what that does not show it is told."""
         self._streams.setdefault(stream.library, set()).add(stream)
-        self._some.set()
+        self._listen()
 
     def forget(self, stream: ChangeStream) -> None:
         mine = self._streams.get(stream.library, set())
@@ -101,50 +124,88 @@ class ChangeFeed:
         if not mine:
             self._streams.pop(stream.library, None)
 
+    def _listen(self) -> None:
+        """The log has been followed before, or is from where the read models are now: not from where the log is, for
+        what is on its way from there to here nobody would be told."""
+        if not self._follows:
+            self._follows, self._from = True, max(self._reads.position, 0)
+            self._some.set()
+
     async def page(
         self, library: Library, after: int, limit: int, wait_s: float, stopping: asyncio.Event
     ) -> Sequence[Version]:
         """Changes behind a position; where there are none, the first that come within a time."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(library, set()).add(future)
-        self._some.set()
+        if not wait_s:
+            return await self.read(library, after, limit)
+        deadline = asyncio.get_running_loop().time() + wait_s
         stop = asyncio.create_task(stopping.wait())
         try:
-            found = await self.read(library, after, limit)
-            if found or not wait_s:
-                return found
-            both: set[asyncio.Future[None] | asyncio.Task[bool]] = {future, stop}
-            await asyncio.wait(both, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
-            return await self.read(library, after, limit)
+            while True:
+                future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                self._waiting.setdefault(library, set()).add(future)
+                self._listen()
+                try:
+                    found = await self.read(library, after, limit)
+                    left = deadline - asyncio.get_running_loop().time()
+                    if found or left <= 0 or stop.done():
+                        return found
+                    both: set[asyncio.Future[None] | asyncio.Task[bool]] = {future, stop}
+                    await asyncio.wait(both, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    self._leave(library, future)
         finally:
             stop.cancel()
-            self._waiting[library].discard(future)
-            if not self._waiting[library]:
-                del self._waiting[library]
+
+    def _leave(self, library: Library, future: asyncio.Future[None]) -> None:
+        self._waiting[library].discard(future)
+        if not self._waiting[library]:
+            del self._waiting[library]
 
     async def run(self) -> None:
         """Serves until cancelled; while nobody listens the log goes by unread."""
         while True:
             await self._some.wait()
             self._some.clear()
-            subscription = self._tail.subscribe(self._tail.position, contexts=frozenset({"library"}))
+            subscription = self._tail.subscribe(self._from, contexts=frozenset({"library"}))
             try:
                 async for page in subscription:
                     if not self._streams and not self._waiting:
                         break
-                    await self._reads.reached(page[-1].position, _REACHED_S)
-                    await self._tell({(one.tenant, one.metadata.owner) for one in page})
+                    while not await self._reads.reached(page[-1].position, _REACHED_S):
+                        log.info("listeners wait for the read models", position=page[-1].position)
+                    for library in {(one.tenant, one.metadata.owner) for one in page}:
+                        await self._tell(library)
             finally:
+                self._follows = False
                 subscription.close()
 
-    async def _tell(self, libraries: set[Library]) -> None:
-        turn = 0
-        for library in libraries:
-            for future in self._waiting.get(library, ()):
-                if not future.done():
-                    future.set_result(None)
-            for stream in list(self._streams.get(library, ())):
-                stream.tell()
-                turn += 1
-                if turn % _BREATH == 0:
-                    await asyncio.sleep(0)
+    async def _tell(self, library: Library) -> None:
+        for future in self._waiting.get(library, ()):
+            if not future.done():
+                future.set_result(None)
+        streams = self._streams.get(library, set())
+        live = [stream for stream in streams if stream.live]
+        for stream in streams.difference(live):
+            stream.nudge()
+        if live:
+            try:
+                page = await self.told(library, min(stream.position for stream in live))
+                if len(page) < _PAGE:
+                    await self._send(live, page)
+                    return
+            except CONNECTION_LOST as error:
+                log.warning("listeners look for themselves", reason=type(error).__name__)
+            for stream in live:
+                stream.nudge()
+
+    async def _send(self, streams: Sequence[ChangeStream], page: Sequence[Told]) -> None:
+        """To those that have all that was before. Who has been looking for itself meanwhile may have some of it."""
+        if not page:
+            return
+        last = page[-1].position
+        await self.deliveries.note({stream.device: last for stream in streams if stream.position < last})
+        for turn, stream in enumerate(streams, 1):
+            if stream.live and not stream.send(page):
+                stream.nudge()
+            if turn % _BREATH == 0:
+                await asyncio.sleep(0)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from services.gateway.changes_live import ChangeFeed
+from services.gateway.changes_live import ChangeFeed, Library
 from services.gateway.consistency import Reads
+from services.gateway.cursors import Cursors
 from services.gateway.feeds_live import EventFeed
 from services.gateway.jobs_live import JobFeed
 from services.gateway.streams import Streams
@@ -21,7 +22,12 @@ class Feeds:
         self.streams = Streams(process.stopping, is_revoked, settings.heartbeat_s)
         self.jobs = JobFeed(process, reads, settings.live_poll_s)
         self.events = EventFeed(process.store, process.tail, process.epoch)
-        self.changes = ChangeFeed(process.db, process.tail, reads)
+        cursors = Cursors(process.master)
+
+        def mark(library: Library, position: int) -> str:
+            return cursors.make(*library, process.epoch, position)
+
+        self.changes = ChangeFeed(process.db, process.tail, reads, mark)
 
     async def run(self) -> None:
         """Serves until cancelled."""
