@@ -191,8 +191,8 @@ def _raida_servers(text: str) -> Iterator[Row]:
 
 def _raida_server(index: int, line: str) -> dict[str, Any]:
     found = _LINE.fullmatch(line)
-    bare = is_address(line) and not found  # a bare address of IPv6 has colons of its own
-    host, port = (found["v6"] or found["host"], found["port"]) if found else (line if bare else "", None)
+    # Without a match it may be a bare address of IPv6, which has colons of its own.
+    host, port = (found["v6"] or found["host"], found["port"]) if found else (line, None)
     if not is_address(host):
         raise _Unusable("no address")
     number = PORT + index if port is None else int(port)

@@ -279,16 +279,17 @@ def answers(stories: Sequence[Content | bytes | None]) -> network.Answers:
 
 
 def accept(stories: Sequence[Content | bytes | None]) -> dict[str, dict[str, Any]]:
-    found = network.accept(answers(stories), len(stories))
+    return contents(network.accept(answers(stories), len(stories)))
+
+
+def contents(found: network.Accepted) -> dict[str, dict[str, Any]]:
     return {
         name: {key: msgspec.json.decode(value) for key, value in one.records.items()} for name, one in found.items()
     }
 
 
-def named(stories: Sequence[Content | bytes | None]) -> set[int]:
-    said = answers(stories)
-    found = network.dissents(said, network.accept(said, len(stories)))
-    return {int(where.removeprefix("http://")) for where in found}
+def named(said: network.Answers, accepted: network.Accepted) -> set[int]:
+    return {int(where.removeprefix("http://")) for where in network.dissents(said, accepted)}
 
 
 TRUTH = content(random.Random(0))
@@ -301,8 +302,10 @@ def test_of_25_directories_9_are_down_and_3_lie() -> None:
         stories[number] = None
     for number in range(3):
         stories[number] = lie(pick, TRUTH)
-    assert accept(stories) == network_oracle.meant(TRUTH)
-    assert named(stories) == {0, 1, 2}
+    said = answers(stories)
+    accepted = network.accept(said, 25)
+    assert contents(accepted) == network_oracle.meant(TRUTH)
+    assert named(said, accepted) == {0, 1, 2}
 
 
 def test_13_that_lie_are_too_many() -> None:
@@ -404,9 +407,11 @@ def test_1000_rounds_come_to_what_an_independent_count_comes_to() -> None:
                 accept(stories)
             outcomes["refused"] += 1
             continue
-        assert accept(stories) == expected, seed
+        said = answers(stories)
+        accepted = network.accept(said, len(stories))
+        assert contents(accepted) == expected, seed
         dissenting = network_oracle.dissenting(_useful(stories), expected)
-        assert named(stories) == dissenting, seed
+        assert named(said, accepted) == dissenting, seed
         outcomes["accepted"] += 1
         outcomes["named"] += len(dissenting)
     assert min(outcomes.values()) > 100, outcomes

@@ -76,7 +76,11 @@ def expected(stories: Sequence[Content | None]) -> dict[str, Records] | None:
         result[name] = {}
         for key in {key for each in told for key in each[name]}:
             says = [each[name].get(key) for each in told]
-            winners = [one for one in says if 2 * sum(1 for other in says if other == one) > total]
+            different: list[Any] = []
+            for one in says:
+                if one not in different:
+                    different.append(one)
+            winners = [one for one in different if 2 * says.count(one) > total]
             if not winners:
                 return None
             if winners[0] is not None:
