@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -105,7 +106,9 @@ def _left(job: Mapping[str, Any]) -> str:
     if "estimatedCompletion" not in job or job["status"] != "running":
         return ""
     seconds = (datetime.fromisoformat(job["estimatedCompletion"]) - datetime.now(UTC)).total_seconds()
-    return f"{_spoken(seconds)} left" if seconds > 0 else ""
+    if seconds <= 0:
+        return ""
+    return f"{math.ceil(seconds)} s left" if seconds < 60 else f"{_spoken(seconds)} left"
 
 
 def _stats(job: Mapping[str, Any]) -> Mapping[str, Any]:

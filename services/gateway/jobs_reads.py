@@ -70,13 +70,11 @@ async def show(call: Call) -> Any:
 
 def _refine(detail: Detail, row: jobs_read.Row, seen: progress.Seen) -> None:
     """What events do not say: it is newer than they are where a job runs, and never behind them."""
-    if seen.progress.progress < row.progress:
-        return
-    detail.progress = seen.progress.progress
-    if row.status not in jobs.OPEN:
-        return
-    detail.stage = seen.progress.stage
-    detail.stats = outcome(seen.progress.counters)
+    if seen.progress.progress >= row.progress:
+        detail.progress = seen.progress.progress
+        if row.status in jobs.OPEN:
+            detail.stage = seen.progress.stage
+            detail.stats = outcome(seen.progress.counters)
     if row.status == "running" and (expected := seen.completion(datetime.now(UTC))) is not None:
         detail.estimated_completion = timestamp_ms(expected)
 

@@ -123,7 +123,8 @@ class Watched:
         if seen is not None and seen.progress.progress >= row.progress and row.status not in shapes.ENDED:
             self._progress = max(self._progress, seen.progress.progress)
             counters, stage = seen.progress.counters, seen.progress.stage
-            expected = seen.completion(datetime.now(UTC)) if row.status == "running" else None
+        if seen is not None and row.status == "running":
+            expected = seen.completion(datetime.now(UTC))
         now = shapes.Now(
             progress=self._progress,
             stats=shapes.outcome(counters),
