@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import blake3
@@ -23,12 +24,17 @@ from infra import blobs
 from infra.blobs import Blobs, Contents, Missing, Opened, file_hash
 from infra.config import InvalidSetting
 
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore, RetryConfig
+
 log = structlog.get_logger("blobs")
 
 _SCHEMES = ("s3", "az", "gs", "file")
 _PIECE = 1 << 20
+_WINDOW = 4 << 20
 _PART = 8 << 20
 _AT_ONCE = 4
+_RETRY: RetryConfig = {"max_retries": 3, "retry_timeout": timedelta(seconds=20)}
 
 
 def check(url: str) -> None:
@@ -49,13 +55,20 @@ def contents(url: str, directory: Path) -> Contents:
     return Remote(url) if url else Blobs(directory)
 
 
+def _opened(url: str) -> ObjectStore:
+    if url.startswith("file:"):
+        return from_url(url, mkdir=True)
+    # Options for its client would take the place of those that the environment has.
+    return from_url(url, retry_config=_RETRY)
+
+
 class Remote:
     """Blobs below the prefix of a URL, `ab/cd…` by hash."""
 
     def __init__(self, url: str) -> None:
         check(url)
         try:
-            self._store = from_url(url, mkdir=True) if url.startswith("file:") else from_url(url)
+            self._store = _opened(url)
         except (exceptions.BaseError, ValueError) as error:
             raise InvalidSetting(f"blobs.url cannot be opened ({type(error).__name__})") from None
 
@@ -109,14 +122,16 @@ class _Object:
         self._store, self._digest = store, digest
 
     def pieces(self, first: int, last: int) -> Iterator[bytes]:
-        if first > last:
-            return
-        with _named(self._digest):
-            found = obstore.get(self._store, blobs.key(self._digest), options={"range": (first, last + 1)})
-            for piece in found.stream(min_chunk_size=_PIECE):
-                view = memoryview(piece)
-                for at in range(0, len(view), _PIECE):
-                    yield bytes(view[at : at + _PIECE])
+        while first <= last:  # no request lasts as long as the slowest reader
+            end = min(first + _WINDOW, last + 1)
+            with _named(self._digest):
+                found = obstore.get_range(self._store, blobs.key(self._digest), start=first, end=end)
+            view = memoryview(found)
+            for at in range(0, len(view), _PIECE):
+                yield bytes(view[at : at + _PIECE])
+            if len(view) < end - first:
+                return
+            first = end
 
     def close(self) -> None:
         pass

@@ -313,7 +313,7 @@ async def test_a_preflight_from_an_allowed_page_is_answered(url: str, path: str,
 
     assert (status, found) == (200, None)
     assert sent["access-control-allow-origin"] == origin
-    assert sent["access-control-allow-methods"] .startswith("GET, POST, PUT, DELETE, OPTIONS")
+    assert sent["access-control-allow-methods"].startswith("GET, POST, PUT, DELETE, OPTIONS")
     assert sent["access-control-allow-headers"].startswith("Content-Type, Authorization")
     assert sent["access-control-max-age"] == "3600"
 
