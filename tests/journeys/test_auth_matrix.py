@@ -11,19 +11,30 @@ from typing import Any
 
 import pytest
 
+from tests.journeys.libraries import user
 from tests.journeys.system import ADMIN, QUICK, Answer, System
 
 PATHS = {"job_id": "sync-job-none", "integration_id": "none", "collection_id": "none", "entity": "none", "item": "none"}
+PATHS |= {"other_id": "sync-job-none", "path": "none", "index": "0"}
+PATHS |= {f"{name}_id": f"{'0' * 8}-{name}" for name in ("user", "device", "conflict", "upload", "session")}
 BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/api/sync/jobs"): {"integrationId": "none", "type": "full"},
     ("PUT", "/api/sync/jobs/{job_id}/interval"): {"interval": 5},
     ("PUT", "/api/sync/integrations/{integration_id}"): {"name": "x"},
     ("POST", "/api/admin/servers/parity"): {"server_id": "none"},
     ("POST", "/api/v1/sync/files"): {"sourceDirectory": "/etc/a", "targetDirectory": "/etc/b"},
+    ("PUT", "/api/v1/admin/users/{user_id}"): {"role": "user"},
+    ("PUT", "/api/v1/sync/devices/{device_id}"): {"name": "x"},
+    ("POST", "/api/v1/sync/conflicts/{conflict_id}/resolve"): {"resolution": "manual"},
 }
 OPEN = {"/", "/healthz", "/readyz", "/schema", "/schema/openapi.json", "/schema/rapidoc-min.js"}
 #: Their signature is the credential (test_plane).
 SIGNED = {"/api/sync/integrations/{integration_id}/hooks/plane"}
+#: What opens without a token, for everybody.
+LOGIN = ("POST", "/api/v1/auth/login")
+#: The library's routes and what stands beside them (family 4).
+LIBRARY = ("devices", "changes", "report", "ack", "conflicts", "upload", "download")
+LIBRARY += ("snapshot", "versions", "restore", "tus")
 HARMLESS = "/api/sync/jobs?limit=1"
 
 
@@ -49,7 +60,18 @@ class Route:
         return self.path.startswith("/api/sync")
 
     @property
+    def is_library(self) -> bool:
+        name = self.path.removeprefix("/api/v1/sync/").partition("/")[0]
+        return self.path.startswith("/api/v1/auth/") or name in LIBRARY
+
+    @property
+    def is_administration(self) -> bool:
+        return self.path.startswith("/api/v1/admin/")
+
+    @property
     def needs(self) -> str:
+        if self.is_administration:
+            return "admin"
         if self.path.startswith("/api/v1/feeds"):
             return "feeds:read"
         if self.path == "/api/v1/sync/files":
@@ -59,12 +81,24 @@ class Route:
         return "jobs:read" if self.method == "GET" else "jobs:write"
 
 
-@pytest.fixture(scope="module")
-def routes(system: System) -> list[Route]:
+def all_routes(system: System) -> list[Route]:
+    """Those that need some credential."""
     document = system.ok("GET", "/schema/openapi.json")
     found = [Route(method.upper(), path) for path, methods in document["paths"].items() for method in methods]
     assert len(found) > 20
-    return [route for route in found if route.path not in OPEN | SIGNED | {"/metrics"}]
+    assert {part for route in found if route.is_library for part in LIBRARY if f"/{part}" in route.path} == {*LIBRARY}
+    return [route for route in found if is_closed(route)]
+
+
+@pytest.fixture(scope="module")
+def routes(system: System) -> list[Route]:
+    return all_routes(system)
+
+
+def is_closed(route: Route) -> bool:
+    """Whether some credential is needed; OPTIONS tells only what could be asked."""
+    open_ = route.path in OPEN | SIGNED | {"/metrics"} or (route.method, route.path) == LOGIN
+    return not open_ and route.method != "OPTIONS"
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +124,8 @@ def shape(answer: Answer, route: Route, status: int) -> None:
         assert (found["status"], found["message"] == found["error"]) == ("error", True)
     elif route.is_family_2:
         assert (found["success"], bool(found["error"]), bool(found["code"])) == (False, True, True)
+    elif route.is_library or route.is_administration:
+        assert set(found) == {"error"}
     else:
         assert {"errorCode", "message", "details", "timestamp"} <= found.keys()
 
@@ -107,6 +143,11 @@ WRONG = {
 }
 
 
+#: Whoever queues jobs may look at those.
+OWN_JOBS = {"/api/sync/jobs", "/api/sync/jobs/{job_id}", "/api/sync/jobs/{job_id}/events"}
+OWN_JOBS |= {"/api/sync/jobs/{job_id}/diff/{other_id}"}
+
+
 @pytest.mark.parametrize("credential", WRONG.values(), ids=WRONG)
 def test_a_wrong_token_opens_nothing(system: System, routes: list[Route], credential: str) -> None:
     before = system.head()
@@ -122,8 +163,10 @@ def test_a_scope_opens_its_routes_and_no_other(system: System, routes: list[Rout
     for route in routes:
         for scope, token in scoped.items():
             answer = system.call(route.method, route.where, route.body, token=token)
-            own_jobs = route.path in ("/api/sync/jobs", "/api/sync/jobs/{job_id}") and route.method == "GET"
-            if scope == route.needs or own_jobs:
+            own_jobs = route.path in OWN_JOBS and route.method == "GET"
+            if route.is_library:
+                shape(answer, route, 401)
+            elif scope == route.needs or own_jobs:
                 # without directories there is nothing that the network could be synced from
                 assert answer.status not in (401, 500) or route.path == "/api/admin/sync", (route, scope, answer)
                 assert answer.status != 403 or route.path == "/api/v1/sync/files", (route, scope, answer)
@@ -203,7 +246,7 @@ def theirs(system: System) -> dict[str, str]:
     system.integration("matrix", system.folder(a="1"), system.place(), interval=3600)
     job = system.queue("matrix")
     system.wait(job)
-    return {"job_id": job, "integration_id": "matrix"}
+    return {**PATHS, "job_id": job, "integration_id": "matrix", "other_id": job, "user_id": user(system).id}
 
 
 def told(answer: Answer) -> tuple[int, bytes, dict[str, str]]:
@@ -216,7 +259,7 @@ def told(answer: Answer) -> tuple[int, bytes, dict[str, str]]:
 def test_what_is_foreign_is_unknown(system: System, routes: list[Route], theirs: dict[str, str], other: str) -> None:
     before = [one for one in system.events() if one["subject"].startswith(("jobs/", "integrations/"))]
     for route in routes:
-        if "{" not in route.path:
+        if "{" not in route.path or route.is_library:
             continue
         where = re.sub(r"\{(\w+)\}", lambda match: theirs[match[1]], route.path)
         foreign = system.call(route.method, where, route.body, token=other)
@@ -342,7 +385,7 @@ def test_closed_to_everybody_without_a_token(tmp_path_factory: pytest.TempPathFa
         for path, methods in document["paths"].items():
             for method in methods:
                 route = Route(method.upper(), path)
-                if path not in OPEN | {"/metrics"}:
+                if is_closed(route):
                     shape(closed.call(route.method, route.where, route.body), route, 401)
         assert closed.get(HARMLESS, token=ADMIN).status == 200
         assert closed.get("/metrics").status == 200
