@@ -56,10 +56,11 @@ class Registered(Struct):
 
 
 class State(Struct, frozen=True):
-    """How far a device has come in the feed; positions."""
+    """How far a device has come in the feed, and where its own last change is; positions."""
 
     delivered: int = 0
     acked: int = 0
+    wrote: int = 0
     last_seen_at: datetime | None = None
     last_sync_at: datetime | None = None
 
@@ -74,7 +75,9 @@ class Seen(Struct, frozen=True):
 async def states(database: Database, ids: Sequence[str]) -> dict[str, State]:
     rows = await database.fetch("select * from undrift.device_state where device = any ($1)", list(ids))
     return {
-        row["device"]: State(row["delivered_pos"], row["acked_pos"], row["last_seen_at"], row["last_sync_at"])
+        row["device"]: State(
+            row["delivered_pos"], row["acked_pos"], row["wrote_pos"], row["last_seen_at"], row["last_sync_at"]
+        )
         for row in rows
     }
 
@@ -105,6 +108,19 @@ async def of_call(call: Call, named: str | None = None) -> Seen:
         raise errors.Forbidden("The device is disabled")
     await _touch(call.api.process.db, row)
     return Seen(row, (await states(call.api.process.db, [row.id])).get(row.id, State()))
+
+
+async def wrote(call: Call, device: str, position: int) -> None:
+    """Remembers where a change of a device is, for whichever gateway it speaks to next."""
+    await call.api.process.db.execute(
+        "update undrift.device_state set wrote_pos = $2 where device = $1 and wrote_pos < $2", device, position
+    )
+
+
+async def knowing(call: Call, state: State) -> None:
+    """Waits until the read models know what a device changed itself. Raises errors.Unavailable."""
+    if not await call.api.reads.reached(state.wrote, call.api.process.settings.gateway.read_wait_s):
+        raise errors.Unavailable("The device's own last change is not seen yet; say it again", retry_after=1)
 
 
 async def _only(call: Call) -> devices_read.Row:

@@ -138,9 +138,11 @@ async def report(call: Call) -> Any:
     body = await call.body(Report)
     seen = await device_routes.of_call(call, body.device_id or call.query().get("device_id"))
     await call.caught_up(library.STREAM)
+    await device_routes.knowing(call, seen.state)
     items, refused = _items(body.changes)
     outcome = await of_call(call).report(who(call, seen), items)
     wrote(call, outcome.position)
+    await device_routes.wrote(call, seen.row.id, outcome.position)
     return call.reply(await _reported(call, outcome, refused), outcome.position)
 
 

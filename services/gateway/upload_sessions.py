@@ -227,6 +227,8 @@ async def _complete(call: Call, found: Found) -> None:
     await call.caught_up(library.STREAM)
     outcome = await library_routes.of_call(call).publish(who, found.opened.path, content, knew)
     library_routes.wrote(call, outcome.position)
+    if found.opened.device is not None:
+        await device_routes.wrote(call, found.opened.device, outcome.position)
     if outcome.rejected:
         reason = outcome.rejected[0].reason
         await execute(call, found.id, uploads.Fail(reason))
@@ -304,6 +306,7 @@ async def _who(call: Call, found: Found) -> Who:
     if device is None:
         return Who(call.tenant, owner, call.principal.actor)
     state = (await device_routes.states(call.api.process.db, [device])).get(device, device_routes.State())
+    await device_routes.knowing(call, state)
     return Who(call.tenant, owner, f"device:{device}", device, state.acked)
 
 
