@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,31 @@ def test_the_first_sync_runs_as_it_is_written(instance: Instance) -> None:
     assert "photos" in [one["integrationId"] for one in status["integrations"]]
     assert [one["position"] for one in feed["events"]] == [1, 2, 3, 4, 5]
     assert sorted(path.name for path in (demo / "copy").iterdir()) == ["a.txt", "b.txt", "c.txt"]
+
+
+def test_two_folders_of_a_library_run_as_they_are_written(instance: Instance, tmp_path: Path) -> None:
+    section = README.partition("## Devices and the library")[2].partition("\n## ")[0]
+    script = "\n".join(blocks("sh", section))
+    for written, here in (
+        ("~/undrift-devices", str(tmp_path / "devices")),
+        ("http://127.0.0.1:8080", instance.ready["url"]),
+        ("~/.local/share/undrift", str(instance.directory)),
+    ):
+        assert written in script
+        script = script.replace(written, here)
+    own = environment()
+    own["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{own.get('PATH', os.defpath)}"
+    ran = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script], env=own, capture_output=True, text=True, timeout=180
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ran.stdout.startswith("buy milk\n") or "\nbuy milk\n" in ran.stdout
+    assert "buy milk and tea" in ran.stdout
+    assert "buy bread" in ran.stdout
+    assert "picture" in ran.stdout
+    assert ran.stdout.splitlines()[-1] in ("buy milk and tea", "buy bread")
+    kept = {path.name: path.read_text() for path in (tmp_path / "devices" / "laptop").iterdir() if path.is_file()}
+    assert {"buy milk and tea\n", "buy bread\n"} <= set(kept.values())
 
 
 def documents(text: str) -> list[Any]:
