@@ -36,6 +36,7 @@ def link(
     user: str,
     name: str | None = None,
     password_stdin: Annotated[bool, Flag] = False,
+    json: Annotated[bool, Flag] = False,
 ) -> Exit:
     """Link a folder to a user's library, as a new device.
 
@@ -51,6 +52,8 @@ def link(
         What the device is called; by default this machine's name.
     password_stdin
         Read the password from standard input instead of asking for it.
+    json
+        Machine-readable output on stdout.
     """
     from services.client import Client
     from services.device import link as links
@@ -72,6 +75,9 @@ def link(
     client.post("/api/v1/auth/logout")
     device = made["device"]
     links.make(folder, links.Link(client.url, user, device["id"], device["name"], made["device_token"]))
+    if json:
+        emit({"url": client.url, "user": user, "device": device["id"], "name": device["name"]})
+        return Exit.OK
     say(f"{folder} is linked to the library of {user} at {client.url}, as {device['name']}")
     say(f"Sync it: undrift device sync {folder}")
     return Exit.OK
