@@ -12,10 +12,10 @@ from projections import library as library_read
 from projections.library import Version
 from services.gateway import bodies, headers
 from services.gateway import devices as device_routes
-from services.gateway.changes_shapes import Change, shape
+from services.gateway.changes_shapes import Change
 from services.gateway.cursors import Cursors
 from services.gateway.devices import DEVICE, Seen
-from services.gateway.dialects import PINAKES, Timestamp, timestamp_ms
+from services.gateway.dialects import PINAKES, Reply, Timestamp, timestamp_ms
 from services.gateway.routes import Call, Parameter, Route
 from services.gateway.streams import Live
 
@@ -82,12 +82,11 @@ async def changes(call: Call) -> Any:
         return await _stream(call, seen, given)
     after = await position_of(call, given)
     mine = (call.tenant, call.principal.owner)
-    found = await call.api.live.changes.page(mine, after, limit + 1, wait_s, call.api.process.stopping)
-    page = found[:limit]
-    last = page[-1].from_pos if page else after
+    page = await call.api.live.changes.page(mine, after, limit, wait_s, call.api.process.stopping)
+    last = after if page.last is None else page.last
     await delivered(call, seen, last)
-    cursor = given if given is not None and not page else _cursor(call, last)
-    return call.reply(Changes([shape(one) for one in page], cursor, len(found) > limit), max(read, last))
+    cursor = given if given is not None and page.last is None else _cursor(call, last)
+    return Reply(200, page.body(cursor), [headers.position(max(read, last))])
 
 
 async def delivered(call: Call, seen: Seen, position: int) -> None:

@@ -12,6 +12,8 @@ from infra.db import CONNECTION_LOST, Database
 from infra.tail import Tail
 from projections import library as library_read
 from projections.library import Version
+from services.gateway import changes_pages
+from services.gateway.changes_pages import Page
 from services.gateway.changes_shapes import shape
 from services.gateway.consistency import Reads
 from services.gateway.deliveries import Deliveries
@@ -100,11 +102,12 @@ class ChangeFeed:
         self._follows = False
         self._from = 0
 
-    async def read(self, library: Library, after: int, limit: int) -> list[Version]:
-        return await library_read.changes(self._database, *library, after, self._reads.position, limit)
+    async def read(self, library: Library, after: int, limit: int) -> Page:
+        return await changes_pages.read(self._database, library, after, self._reads.position, limit)
 
     async def told(self, library: Library, after: int) -> list[Told]:
-        return [self._frame(library, version) for version in await self.read(library, after, _PAGE)]
+        found = await library_read.changes(self._database, *library, after, self._reads.position, _PAGE)
+        return [self._frame(library, version) for version in found]
 
     def _frame(self, library: Library, version: Version) -> Told:
         mark = self._mark(library, version.from_pos)
@@ -131,9 +134,7 @@ class ChangeFeed:
             self._follows, self._from = True, max(self._reads.position, 0)
             self._some.set()
 
-    async def page(
-        self, library: Library, after: int, limit: int, wait_s: float, stopping: asyncio.Event
-    ) -> Sequence[Version]:
+    async def page(self, library: Library, after: int, limit: int, wait_s: float, stopping: asyncio.Event) -> Page:
         """Changes behind a position; where there are none, the first that come within a time."""
         if not wait_s:
             return await self.read(library, after, limit)
@@ -147,7 +148,7 @@ class ChangeFeed:
                 try:
                     found = await self.read(library, after, limit)
                     left = deadline - asyncio.get_running_loop().time()
-                    if found or left <= 0 or stop.done():
+                    if found.last is not None or left <= 0 or stop.done():
                         return found
                     both: set[asyncio.Future[None] | asyncio.Task[bool]] = {future, stop}
                     await asyncio.wait(both, timeout=left, return_when=asyncio.FIRST_COMPLETED)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 
 from msgspec import UNSET, Struct, UnsetType
 
 from projections.library import Version
 from services.gateway.dialects import Timestamp, timestamp_ms
-
-_NAMESPACE = uuid.UUID("6f1c7f9e-3d1b-5b0e-9c0a-2b9d0d2f4a11")
 
 
 class Change(Struct):
@@ -31,7 +30,7 @@ class Change(Struct):
 
 def shape(version: Version) -> Change:
     return Change(
-        id=str(uuid.uuid5(_NAMESPACE, version.id)),
+        id=str(uuid.UUID(hashlib.md5(version.id.encode(), usedforsecurity=False).hexdigest())),
         sequence=version.from_pos,
         change_type=version.change,
         media_id=version.file,

@@ -155,7 +155,7 @@ class Follower:
         assert not page["has_more"] or len(page["changes"]) == limit
         for change in page["changes"]:
             self._take(change, page["cursor"])
-        if page["changes"] and random.random() < 0.3:
+        if page["changes"] and (not self.acks or random.random() < 0.3):
             await self._ack(session)
         return len(page["changes"])
 
@@ -198,7 +198,7 @@ class Follower:
                 if "data" in event:
                     enough -= 1
                     self._take(json.loads(event["data"]), event["id"])
-                    if random.random() < (0.02 if pause else 0.1):
+                    if not self.acks or random.random() < (0.02 if pause else 0.1):
                         await self._ack(session)
                     if pause and random.random() < pause:
                         await asyncio.sleep(random.uniform(0, 0.5))
