@@ -211,6 +211,7 @@ class Library(Struct, forbid_unknown_fields=True):
     keep_days: Annotated[float, Meta(ge=0)] = 0.0
     stale_days: Annotated[float, Meta(gt=0)] = 90.0
     retain_s: Seconds = 600.0
+    drop_s: Seconds = 600.0
 
 
 class Blobs(Struct, forbid_unknown_fields=True):

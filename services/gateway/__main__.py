@@ -11,7 +11,7 @@ from domain import keys, tenants
 from infra import secrets
 from infra.eventstore.recorder import Claimed
 from services import main
-from services.gateway import server, sweep
+from services.gateway import retention, server, sweep
 from services.gateway.app import Gateway
 from services.gateway.auth import digest
 from services.main import Process
@@ -45,6 +45,7 @@ async def run(process: Process) -> None:
             group.create_task(gateway.watch_credentials()),
             group.create_task(gateway.live.run()),
             group.create_task(sweep.run(process)),
+            group.create_task(retention.run(process, gateway.reads)),
         ]
         try:
             async with server.serving(gateway.app, sockets, settings, process.stopping):

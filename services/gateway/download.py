@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from base64 import b64encode
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from email.utils import format_datetime
 from typing import Any
@@ -17,7 +17,7 @@ from domain.plans import library as plan
 from infra.blobs import Missing, Opened
 from projections import library as library_read
 from projections.library import Version
-from services.gateway import bodies, ranges
+from services.gateway import bodies, ranges, retention
 from services.gateway import library as library_routes
 from services.gateway.changes_shapes import Change, shape
 from services.gateway.dialects import PINAKES, LibraryFault, Reply
@@ -126,16 +126,24 @@ async def download(call: Call) -> Any:
     return _answer(blob, version.size, wanted, headers, sha256)
 
 
+_GONE = "The bytes of this version are kept no longer"
+#: Bytes that were dropped can be read until they are deleted: a command may just have named them again.
+_HELD = (
+    "select blake3, sha256 from undrift.stored where tenant = $1 and owner = $2 and blake3 = any ($3)"
+    " union select blake3, sha256 from undrift.dropped where tenant = $1 and owner = $2 and blake3 = any ($3)"
+)
+
+
+async def _held(call: Call, hashes: Collection[str]) -> Mapping[str, str]:
+    """Of these the hashes whose bytes are there, with their SHA-256."""
+    rows = await call.api.process.db.fetch(_HELD, call.tenant, call.principal.owner, list(hashes))
+    return {row["blake3"]: row["sha256"] for row in rows}
+
+
 async def _sha256(call: Call, hash: str) -> str:
     """Raises errors.Gone where the bytes are kept no longer."""
-    found: str | None = await call.api.process.db.fetchval(
-        "select sha256 from undrift.stored where tenant = $1 and owner = $2 and blake3 = $3",
-        call.tenant,
-        call.principal.owner,
-        hash,
-    )
-    if found is None:
-        raise errors.Gone("The bytes of this version are kept no longer")
+    if (found := (await _held(call, [hash])).get(hash)) is None:
+        raise errors.Gone(_GONE)
     return found
 
 
@@ -179,14 +187,7 @@ async def versions(call: Call) -> Any:
     if file is None:
         raise errors.NotFound("There is no such file", kind="file")
     found = await library_read.versions(database, tenant, owner, file)
-    hashes = [one.hash for one in found if one.hash is not None]
-    rows = await database.fetch(
-        "select blake3 from undrift.stored where tenant = $1 and owner = $2 and blake3 = any ($3)",
-        tenant,
-        owner,
-        hashes,
-    )
-    kept = {row["blake3"] for row in rows}
+    kept = await _held(call, {one.hash for one in found if one.hash is not None})
     return call.reply(Versions([_listed(one, one.hash in kept) for one in found]), read)
 
 
@@ -203,7 +204,8 @@ async def restore(call: Call) -> Any:
     if version is None:
         raise errors.NotFound("There is no such version", kind="version")
     assert version.hash is not None
-    await _sha256(call, version.hash)
+    if not await retention.take_back(database, tenant, owner, version.hash):
+        raise errors.Gone(_GONE)
     who = Who(tenant, owner, call.principal.actor)
     done = await library_routes.of_call(call).restore(who, version.file, version.path, _content(version))
     library_routes.wrote(call, done)
