@@ -11,6 +11,7 @@ from services.gateway import jobs_reads as reads
 from services.gateway.dialects import JOBS
 from services.gateway.jobs_shapes import Detail, Listing, Logs
 from services.gateway.routes import Parameter, Route
+from services.gateway.streams import Sent
 
 _STATUS = Parameter("status", {"type": "string", "enum": [*jobs.STATUSES, "pending"]}, "`pending` means `queued`")
 _INTEGRATION = Parameter("integrationId", {"type": "string", "pattern": r"^[^\u0000-\u001f\u007f]*$"})
@@ -96,7 +97,7 @@ ROUTES: Sequence[Route] = (
             Parameter("Last-Event-ID", {"type": "string"}, "the id of the last event that was seen", where="header"),
             Parameter("lastEventId", {"type": "string"}, "the same, where no header can be set"),
         ),
-        answers={200: str, 204: None},
+        answers={200: Sent, 204: None},
         errors=(400, 401, 403, 404, 410, 503),
         media="text/event-stream",
     ),

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 import structlog
+from msgspec import Struct
 
 from infra.db import CONNECTION_LOST
 from services.gateway.cycle import STREAM
@@ -34,6 +35,14 @@ _HEADERS: tuple[Pair, ...] = (
 _RETRY_S = 0.25
 
 encode = msgspec.json.Encoder().encode
+
+
+class Sent(Struct):
+    """A server-sent event as it is documented: `data` is JSON, whose shape goes with the name of the event."""
+
+    data: str
+    event: str = "message"
+    id: str = ""
 
 
 def frame(event: str | None, data: bytes, id: str | None = None) -> bytes:
