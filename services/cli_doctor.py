@@ -58,6 +58,7 @@ def _print(findings: list[Finding], well: bool) -> None:
 
 
 async def _examine(instance: Instance, retry: bool) -> tuple[list[Finding], int]:
+    from infra import blobs_remote
     from infra.bus import Bus
     from infra.eventstore import epochs
     from services import cli_data, relay
@@ -71,7 +72,11 @@ async def _examine(instance: Instance, retry: bool) -> tuple[list[Finding], int]
             settings, epoch = data.settings, await epochs.current(data.database)
             mac_key = relay.key(data.master)
             compares = relay.Relay(data.store, bus, settings.relay, settings.nats, mac_key, epoch)
-            return await examiner.Doctor(data.database, data.store, bus, compares).examine(), retried
+            folder = settings.directory / "blobs" / "library"
+            contents = blobs_remote.contents(settings.blobs.url, folder)
+            blobs = None if settings.blobs.url else folder
+            doctor = examiner.Doctor(data.database, data.store, bus, compares, contents, blobs)
+            return await doctor.examine(), retried
         finally:
             await bus.close()
 

@@ -6,6 +6,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import asyncpg
 from msgspec import Struct
@@ -13,12 +14,13 @@ from msgspec import Struct
 import projections
 from domain import messages
 from infra import jetstream
+from infra.blobs import Contents
 from infra.bus import Bus
 from infra.db import Database, NotDurable, assert_durable
 from infra.eventstore import seals
 from infra.eventstore.store import Store
 from projections.table import Connection, Projection, schema
-from services import projector
+from services import doctor_bytes, projector
 from services.relay import Relay
 
 _PAGE = 1000
@@ -35,10 +37,20 @@ class Finding(Struct, frozen=True):
 
 
 class Doctor:
-    """Reads everything through one database, store and bus; `relay` is one that only compares."""
+    """Reads everything through one database, store and bus; `relay` is one that only compares. `contents` are the
+    bytes of libraries, in `blobs` where that is a directory."""
 
-    def __init__(self, database: Database, store: Store, bus: Bus, relay: Relay) -> None:
+    def __init__(
+        self,
+        database: Database,
+        store: Store,
+        bus: Bus,
+        relay: Relay,
+        contents: Contents | None = None,
+        blobs: Path | None = None,
+    ) -> None:
         self._database, self._store, self._bus, self._relay = database, store, bus, relay
+        self._contents, self._blobs = contents, blobs
 
     async def examine(self, live: Sequence[Projection] = projections.ALL) -> list[Finding]:
         """All checks, in the order in which trouble spreads."""
@@ -50,6 +62,7 @@ class Doctor:
             lambda: self._lag(live),
             lambda: self._parked(live),
             lambda: self._folds(live),
+            self._bytes,
             self._jetstream,
         ]
         return [finding for check in checks for finding in await check()]
@@ -129,6 +142,23 @@ class Doctor:
         if different is None:
             return Finding(name, True, f"equals a fresh fold of the log at position {position}")
         return Finding(name, False, f"differs from a fresh fold: {different}", "run `undrift rebuild`")
+
+    async def _bytes(self) -> list[Finding]:
+        if self._contents is None:
+            return []
+        gone = await doctor_bytes.missing(self._database, self._contents)
+        unstored = await doctor_bytes.unstored(self._database)
+        if gone:
+            text = f"{len(gone)} blobs are missing: {doctor_bytes.named(gone)}"
+            return [Finding("bytes", False, text, "restore the blobs from a backup; devices may still have them")]
+        if unstored:
+            text = f"{len(unstored)} files have bytes that are noted nowhere: {doctor_bytes.named(unstored)}"
+            return [Finding("bytes", False, text, "restore the database from a backup")]
+        text = "every file of a library has its bytes"
+        if self._blobs is not None:
+            count, size = await doctor_bytes.orphans(self._database, self._blobs)
+            text += f"; {count} blobs with {size} bytes belong to none" if count else ""
+        return [Finding("bytes", True, text)]
 
     async def _jetstream(self) -> list[Finding]:
         if not await self._bus.ready(2.0):
