@@ -9,6 +9,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import blake3
@@ -28,19 +29,26 @@ class Sink:
         self._descriptor = os.open(beside or path, flags | os.O_CLOEXEC, 0o600)
         self._at = offset if beside is None else 0
         self._hasher = blake3.blake3()
+        self._open = True
+        self._turn = (
+            threading.Lock()
+        )  # whoever gave up waiting for a write closes; its number may be another file's by then
         self.length = 0
 
     def write(self, data: bytes) -> None:
-        """Raises errors.StorageFull."""
+        """Raises errors.StorageFull. What comes after the end is dropped."""
         view = memoryview(data)
-        self._hasher.update(data)
-        try:
-            while view:
-                written = os.pwrite(self._descriptor, view, self._at + self.length)
-                self.length += written
-                view = view[written:]
-        except OSError as error:
-            raise errors.StorageFull() if error.errno in _FULL else error from None
+        with self._turn:
+            if not self._open:
+                return
+            self._hasher.update(data)
+            try:
+                while view:
+                    written = os.pwrite(self._descriptor, view, self._at + self.length)
+                    self.length += written
+                    view = view[written:]
+            except OSError as error:
+                raise errors.StorageFull() if error.errno in _FULL else error from None
 
     def digest(self) -> str:
         """BLAKE3 of what was written, hexadecimal."""
@@ -58,7 +66,9 @@ class Sink:
                 done += len(piece)
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        with self._turn:
+            self._open = False
+            os.close(self._descriptor)
         if self._beside is not None:
             with contextlib.suppress(FileNotFoundError):
                 self._beside.unlink()
@@ -163,11 +173,12 @@ class Uploads:
     def hashes(self, id: str) -> tuple[str, str]:
         """(BLAKE3, SHA-256) of the whole, hexadecimal; durable once this returns."""
         first, second = blake3.blake3(), hashlib.sha256()
-        with self.path(id).open("rb") as file:
-            os.fsync(file.fileno())
+        with self.path(id).open("rb") as file, ThreadPoolExecutor(1) as beside:
+            durable = beside.submit(os.fsync, file.fileno())
             while piece := file.read(_PIECE):
                 first.update(piece)
                 second.update(piece)
+            durable.result()
         return first.hexdigest(), second.hexdigest()
 
     def damaged(self, id: str, chunk_size: int, digests: Mapping[int, str]) -> list[int]:

@@ -22,6 +22,7 @@ from services.gateway.routes import Call, Parameter, Route
 from services.gateway.upload_sessions import Found, Wanted, files_of, find
 
 _GATHER = 1 << 20
+_DIGESTS = (b"content-digest", b"x-chunk-hash")
 _DIGEST = re.compile(rb"sha-256=:([A-Za-z0-9+/=]{44}):")
 
 
@@ -148,8 +149,9 @@ async def _receive(call: Call, found: Found, index: int, length: int) -> None:
         raise errors.InvalidState("The upload is over") from None
     whole = False
     try:
-        await pour(call, sink, length)
-        _check_digest(call, sink)
+        sha = hashlib.sha256() if any(name in call.fields for name in _DIGESTS) else None
+        await pour(call, sink, length, sha)
+        _check_digest(call, sink, sha)
         await asyncio.to_thread(sink.settle)
         whole = True
     finally:
@@ -161,13 +163,13 @@ async def _note(call: Call, found: Found, index: int, writer: uuid.UUID, sink: S
     await asyncio.to_thread(sink.close)
     if whole:
         await database.execute(
-            "update undrift.upload_chunks set blake3 = $3, received_at = clock_timestamp()"
+            "with heard as (update undrift.uploads set last_activity = clock_timestamp() where id = $1)"
+            " update undrift.upload_chunks set blake3 = $3, received_at = clock_timestamp()"
             " where upload = $1 and index = $2",
             found.id,
             index,
             sink.digest(),
         )
-        await database.execute("update undrift.uploads set last_activity = clock_timestamp() where id = $1", found.id)
     elif first:
         await database.execute(
             "delete from undrift.upload_chunks where upload = $1 and index = $2 and writer = $3"
@@ -178,37 +180,46 @@ async def _note(call: Call, found: Found, index: int, writer: uuid.UUID, sink: S
         )
 
 
-async def pour(call: Call, sink: Sink, length: int, exact: bool = True) -> None:
-    """The request's body into a sink, in pieces, so that memory stays flat. Raises errors.Invalid for another
-    length, Disconnected where it breaks off."""
-    sha = hashlib.sha256()
-    call.scope["undrift.sha256"] = sha
-    gathered = bytearray()
-    total, more = 0, True
-    while more:
-        message = await call.receive()
-        if message["type"] != "http.request":
-            raise bodies.Disconnected
-        gathered += message.get("body", b"")
-        more = message.get("more_body", False)
-        if total + len(gathered) > length:
-            raise errors.Invalid(f"The body has more than {length} bytes")
-        if gathered and (len(gathered) >= _GATHER or not more):
-            piece, gathered = bytes(gathered), bytearray()
-            total += len(piece)
-            await asyncio.to_thread(_write, sink, sha, piece)
-    if exact and total != length:
+async def pour(call: Call, sink: Sink, length: int, sha: Any = None) -> None:
+    """The request's body into a sink: while one piece is written the next is gathered, and no more, so that memory
+    stays flat. Raises errors.Invalid for another length, Disconnected where it breaks off."""
+    gathered: list[bytes] = []
+    total, size, more = 0, 0, True
+    writing: asyncio.Future[None] | None = None
+    try:
+        while more:
+            message = await call.receive()
+            if message["type"] != "http.request":
+                raise bodies.Disconnected
+            piece, more = message.get("body", b""), message.get("more_body", False)
+            gathered.append(piece)
+            total, size = total + len(piece), size + len(piece)
+            if total > length:
+                raise errors.Invalid(f"The body has more than {length} bytes")
+            if size >= _GATHER or (size and not more):
+                if writing is not None:
+                    await writing
+                writing = asyncio.ensure_future(asyncio.to_thread(_write, sink, sha, gathered))
+                gathered, size = [], 0
+    finally:
+        if writing is not None:
+            await writing
+    if total != length:
         raise errors.Invalid(f"The body has {total} bytes, and {length} were expected")
 
 
-def _write(sink: Sink, sha: Any, piece: bytes) -> None:
-    sink.write(piece)
-    sha.update(piece)
+def _write(sink: Sink, sha: Any, pieces: Sequence[bytes]) -> None:
+    for piece in pieces:
+        sink.write(piece)
+        if sha is not None:
+            sha.update(piece)
 
 
-def _check_digest(call: Call, sink: Sink) -> None:
+def _check_digest(call: Call, sink: Sink, hasher: Any) -> None:
     """`Content-Digest` (sha-256) and `X-Chunk-Hash` (BLAKE3 or SHA-256) are held to, where they are given."""
-    sha = call.scope["undrift.sha256"].digest()
+    if hasher is None:
+        return
+    sha = hasher.digest()
     match = _DIGEST.search(call.fields.get(b"content-digest", b""))
     if match is not None and match[1] != b64encode(sha):
         raise errors.Invalid("The chunk does not have its Content-Digest")
