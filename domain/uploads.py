@@ -76,6 +76,7 @@ class Upload(Struct, frozen=True):
     status: Status = "pending"
     completed: Completed | None = None
     reason: str = ""
+    whole: str | None = None
 
     @property
     def over(self) -> bool:
@@ -92,7 +93,7 @@ def evolve(state: Upload, event: Event) -> Upload:
         case Completed():
             return replace(state, status="completed", completed=event)
         case Joined():
-            return replace(state, status="completed")
+            return replace(state, status="completed", whole=event.whole)
         case Failed():
             return replace(state, status="failed", reason=event.reason)
         case Cancelled():

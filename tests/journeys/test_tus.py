@@ -289,6 +289,7 @@ def test_parts_sent_at_once_become_one_file(laptop: Device) -> None:
     shown = tus(laptop, "HEAD", where).headers
     assert shown["upload-concat"] == f"final;{' '.join(parts)}"
     assert patch(laptop, where, 0, b"x").status == 403
+    assert tus(laptop, "POST", BASE, **said).headers["location"] == where
     left = laptop.system.directory / "uploads"
     assert not any(path.name.startswith(part.rpartition("/")[2]) for part in parts for path in left.iterdir())
 
