@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -9,9 +10,11 @@ from domain import errors
 from domain.policies import Breaker
 from projections import integrations as integrations_read
 from projections import jobs as jobs_read
+from projections import usage as usage_read
 from services import integrations as declarations
-from services.gateway.integrations_shapes import Listing, Statuses, described, shape
+from services.gateway.integrations_shapes import CurrentJob, Listing, Statuses, described, shape
 from services.gateway.routes import Call
+from services.worker import progress
 from services.worker.remotes import Remotes
 
 
@@ -55,5 +58,18 @@ async def statuses(call: Call) -> Any:
     for job in await jobs_read.open_jobs(database, call.tenant):
         if job.integration is not None and (job.integration not in current or job.status != "queued"):
             current[job.integration] = job
-    shown = [described(row, current.get(row.id), _breaker(call, row), quotas.get(row.id)) for row in rows]
+    seen = await progress.read(database, [job.id for job in current.values()])
+    usage = await usage_read.by_integration(database, call.tenant)
+    shown = [
+        described(row, _current(current.get(row.id), seen), _breaker(call, row), quotas.get(row.id), usage.get(row.id))
+        for row in rows
+    ]
     return call.reply(Statuses(shown), position)
+
+
+def _current(job: jobs_read.Row | None, seen: Mapping[str, progress.Seen]) -> CurrentJob | None:
+    """With the progress that no event has told of yet."""
+    if job is None:
+        return None
+    at = seen[job.id].progress.progress if job.id in seen else 0
+    return CurrentJob(job.id, job.status, max(job.progress, at))

@@ -10,7 +10,7 @@ from domain import integrations, messages, policies, schedules
 from domain.policies import Breaker, Policy
 from domain.schedules import Schedule
 from projections import integrations as integrations_read
-from projections import jobs as jobs_read
+from projections import usage as usage_read
 from services import vaulted
 from services.gateway.dialects import Timestamp, timestamp_ms
 from services.worker.remotes import Quota
@@ -70,6 +70,17 @@ class Stats(Struct, rename="camel"):
     average_duration: int
 
 
+class UsageShown(Struct, rename="camel"):
+    """What its jobs took so far, in so many runs: CPU time of their processes in ms, the most memory that one of these
+    had, the bytes that were moved and the items that were looked at."""
+
+    runs: int
+    cpu_time: int
+    peak_memory: int
+    bytes: int
+    items: int
+
+
 class Status(Struct, rename="camel"):
     integration_id: str
     name: str
@@ -81,6 +92,7 @@ class Status(Struct, rename="camel"):
     breaker: BreakerShown
     current_job: CurrentJob | UnsetType = UNSET
     quota: QuotaShown | UnsetType = UNSET
+    usage: UsageShown | UnsetType = UNSET
 
 
 class Statuses(Struct):
@@ -172,7 +184,13 @@ def changed(id: str, created_at: datetime, state: integrations.Integration) -> I
     )
 
 
-def described(row: integrations_read.Row, job: jobs_read.Row | None, breaker: Breaker, quota: Quota | None) -> Status:
+def described(
+    row: integrations_read.Row,
+    job: CurrentJob | None,
+    breaker: Breaker,
+    quota: Quota | None,
+    usage: usage_read.Row | None,
+) -> Status:
     finished = row.completed + row.failed
     return Status(
         integration_id=row.id,
@@ -187,6 +205,11 @@ def described(row: integrations_read.Row, job: jobs_read.Row | None, breaker: Br
             average_duration=row.duration_ms // row.completed if row.completed else 0,
         ),
         breaker=_breaker(breaker),
-        current_job=UNSET if job is None else CurrentJob(job.id, job.status, job.progress),
+        current_job=UNSET if job is None else job,
         quota=_quota(quota),
+        usage=UNSET if usage is None else _usage(usage),
     )
+
+
+def _usage(row: usage_read.Row) -> UsageShown:
+    return UsageShown(row.runs, row.cpu_ms, row.peak_bytes, row.bytes, row.items)

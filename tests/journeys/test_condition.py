@@ -101,6 +101,13 @@ def test_what_jobs_took_adds_up_by_kind(system: System) -> None:
     assert 0 < more("undrift_job_cpu_seconds_total") < 60
     assert more("undrift_job_seconds_total") > 0
     assert 10 * 2**20 < figures(system)["undrift_job_peak_bytes", kind] < 2**30
+    found = {one["integrationId"]: one for one in system.ok("GET", "/api/sync/integrations/status")["integrations"]}
+    usage = found["condition-files"]["usage"]
+    assert (usage["runs"], usage["bytes"], usage["items"]) == (1, 150_000, 2)
+    assert usage["cpuTime"] >= 0
+    assert usage["peakMemory"] > 10 * 2**20
+    assert found["condition-fails"]["usage"]["runs"] == 1
+    assert "usage" not in found["declared"] or found["declared"]["usage"]["runs"] > 0
 
 
 def test_what_remotes_allow_is_shown_by_integration_without_their_names(system: System) -> None:
