@@ -39,6 +39,9 @@ from starlette.routing import Route
 folder = sys.argv[2]
 
 async def put(request):
+    if request.path_params["index"] == "0":
+        os.unlink(os.path.join(folder, "up"))
+        open(os.path.join(folder, "up"), "wb").close()
     with open(os.path.join(folder, "up"), "r+b") as file:
         file.seek(int(request.path_params["index"]) * int(sys.argv[3]))
         async for piece in request.stream():
