@@ -85,7 +85,7 @@ class Device:
         return {file["path"]: file["content_hash"] for file in snapshot["files"]}
 
     def download(self, path: str, **headers: str) -> Answer:
-        return self.call("GET", f"/api/v1/sync/download/{path}", headers=headers)
+        return self.call("GET", "/api/v1/sync/download/" + path.replace(" ", "%20"), headers=headers)
 
     def conflicts(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self.ok("GET", "/api/v1/sync/conflicts")
