@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import structlog
 
-from domain import jobs
+from domain import jobs, messages
 from infra.db import CONNECTION_LOST
 from services.gateway.auth import Principal
 from services.gateway.consistency import Reads
@@ -167,10 +167,18 @@ class JobFeed:
             async for page in subscription:
                 for recorded in page:
                     if (watched := self._watched.get(recorded.stream)) is not None:
-                        watched.hear(recorded)
-                        self._wake.set()
+                        self._take(watched, recorded)
         finally:
             subscription.close()
+
+    def _take(self, watched: Watched, recorded: messages.Recorded) -> None:
+        try:
+            watched.hear(recorded)
+            self._wake.set()
+        except Exception:  # of ours, and no reason to end anything but the streams of this job
+            log.exception("an event of a job cannot be followed", stream=recorded.stream, position=recorded.position)
+            for stream in list(watched.followers):
+                stream.end()
 
     async def _look(self) -> None:
         while True:
@@ -181,6 +189,8 @@ class JobFeed:
                     await self._turn(due)
             except CONNECTION_LOST as error:
                 log.warning("jobs that are followed are out of sight", reason=type(error).__name__)
+            except Exception:
+                log.exception("jobs that are followed cannot be looked at", jobs=[one.id for one in due][:10])
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._poll_s if due else None):
                     await self._wake.wait()

@@ -48,6 +48,7 @@ class Change(NamedTuple):
 
 class Follower(Protocol):
     def tell(self, pieces: Sequence[Piece], watched: Watched, /) -> None: ...
+    def end(self) -> None: ...
 
 
 class Watched:

@@ -9,7 +9,7 @@ import os
 import time
 from typing import Any
 
-MODULES = ("append", "http", "projector", "relay", "files", "collections", "library")
+MODULES = ("append", "http", "projector", "relay", "files", "collections", "streams", "library")
 
 
 def main() -> None:
