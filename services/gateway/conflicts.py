@@ -105,6 +105,8 @@ async def list_(call: Call) -> Any:
     limit = bodies.integer(query, "limit", 1000, 1, 1000)
     after = bodies.integer(query, "after", 0, 0, 2**62)
     rows = await library_read.open_conflicts(call.api.process.db, call.tenant, call.principal.owner, after, limit)
+    if query.get("mine", "false") not in ("true", "false"):
+        raise errors.Invalid("mine is true or false")
     if query.get("mine") == "true":
         mine = (await device_routes.of_call(call, query.get("device_id"))).row.id
         rows = [row for row in rows if row.device == mine]

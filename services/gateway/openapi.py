@@ -30,6 +30,11 @@ _IDEMPOTENCY_KEY = {
 }
 _POSITION = {"description": "Where in the log the answer stands.", "schema": {"type": "integer"}}
 _RETRY_AFTER = {"description": "Seconds.", "schema": {"type": "integer"}}
+_STREAM = "text/event-stream"
+_EVENT = {
+    "type": "object",
+    "properties": {"id": {"type": "string"}, "event": {"type": "string"}, "data": {"type": "string"}},
+}
 _TITLES = {409: "Something else is in the way", 410: "No longer served", 412: "The world has moved since"} | {
     422: "The idempotency key was used with another request",
     507: "There is no space left",
@@ -225,9 +230,9 @@ def _answer(route: Route, found: Mapping[Any, dict[str, Any]], kind: Any) -> dic
     made: dict[str, Any] = {"description": route.summary}
     if kind is not None:
         one = {"anyOf": [found[each] for each in kind]} if isinstance(kind, tuple) else found[kind]
-        made["content"] = {route.media: {"schema": one}}
+        made["content"] = {route.media: {"schema": _EVENT if route.media == _STREAM else one}}
         if route.streams:
-            made["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+            made["content"][_STREAM] = {"schema": _EVENT}
     if route.method != "GET":
         made["headers"] = {"Undrift-Position": _POSITION}
     return made

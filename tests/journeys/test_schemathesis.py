@@ -2,20 +2,96 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from tests.doubles.directories import Directories, content
+from tests.journeys.libraries import PASSWORD, Device, login, sha, user
 from tests.journeys.system import ADMIN, System
 
 HOOKS = Path(__file__).with_name("schemathesis_hooks.py")
+CONFIG = Path(__file__).with_name("schemathesis.toml")
 # Valid by the schema is not yet accepted: a path lies outside the roots, a key of idempotency was used before, a
 # position is ahead of the log. Which 5xx are right is judged by the hooks.
 # Log lines stay readable after a delete, as the contract has it; that the rest is gone is in test_jobs.
 EXCLUDED = "positive_data_acceptance,not_a_server_error,use_after_free"
+
+
+def people(system: System) -> dict[str, Any]:
+    """People with libraries, and an id of everything in them: some for what ends it, some for what looks at it."""
+    owner, other, leaving, left = (user(system) for _ in range(4))
+    device, beside = other.pair()
+    conflicts = [conflict(device, beside, f"conflict {number}") for number in range(12)]
+    uploads = [device.open(f"upload {number}", b"")["id"] for number in range(18)]
+    device.upload("file", b"1")
+    version = next(one for one in device.changes() if one["path"] == "file")
+    sessions = [json.loads(login(system, owner.name).body)["token"].split("_")[1] for _ in range(8)]
+    gone = [owner.device(f"old {number}").id for number in range(6)]
+    kept = owner.device("kept").id
+    users = [user(system).id for _ in range(9)]
+    said = {"device_id": device.id, "local_mtime": "2026-01-01T00:00:00Z"}
+    empty = {**said, "expected_hash": sha(b""), "expected_size": 0, "chunk_size": 65536, "target_path": "fuzzed"}
+    chunk = "/api/v1/sync/upload/{upload_id}"
+    one = "/api/v1/sync/conflicts/{conflict_id}"
+    return {
+        "admin": system.ready["admin_token"],
+        "owner": owner.token,
+        "device": device.token,
+        "leaving": leaving.token,
+        "left": left.token,
+        "ids": {
+            "device_id": {"any": [kept], "DELETE /api/v1/sync/devices/{device_id}": gone},
+            "session_id": {"any": sessions},
+            "user_id": {"any": users[:3], "DELETE /api/v1/admin/users/{user_id}": users[3:]},
+            "conflict_id": {
+                "any": conflicts[:4],
+                f"POST {one}/resolve": conflicts[4:],
+                f"POST {one}/reopen": conflicts[4:],
+            },
+            "upload_id": {
+                "any": uploads[:6],
+                f"DELETE {chunk}": uploads[6:12],
+                f"POST {chunk}/complete": uploads[:6],
+                f"PUT {chunk}/chunks/{{index}}": uploads[12:],
+            },
+            "index": {"any": ["0"]},
+            **jobs(system),
+            "path": {"any": ["file"]},
+        },
+        "bodies": {
+            "/api/v1/auth/login": {"username": owner.name, "password": PASSWORD},
+            "/api/v1/sync/ack": {**said, "cursor": device.cursor},
+            "/api/v1/sync/upload": empty,
+            "/api/v1/sync/restore": {"media_id": version["media_id"], "sequence": version["sequence"]},
+            "/api/v1/admin/users": {"password": PASSWORD},
+        },
+    }
+
+
+def jobs(system: System) -> dict[str, Any]:
+    """Ids of jobs that came to an end, and of some that wait for somebody to confirm what they would delete."""
+    folder = system.folder(a="1")
+    system.integration("done", folder, system.place())
+    done = [system.queue("done") for _ in range(4)]
+    assert {system.wait(job)["status"] for job in done} == {"completed"}
+    many = {f"file{number}": "x" for number in range(9)}
+    for number in range(4):
+        system.integration(f"held-{number}", folder, system.folder(**many), deleteMissingInTarget=True)
+    held = [system.queue(f"held-{number}") for number in range(4)]
+    assert {system.wait(job)["status"] for job in held} == {"paused"}
+    return {"job_id": {"any": done, "POST /api/sync/jobs/{job_id}/stop": held}, "other_id": {"any": done}}
+
+
+def conflict(one: Device, other: Device, path: str) -> str:
+    """The id of a conflict: both made the same file."""
+    one.upload(path, b"here")
+    other.upload(path, b"there")
+    return str(next(found["id"] for found in other.conflicts() if found["path"] == path))
 
 
 def fuzz(system: System, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -26,11 +102,12 @@ def fuzz(system: System, folder: Path, *options: str) -> subprocess.CompletedPro
     (system.roots / "fuzzed-source-1").mkdir(exist_ok=True)
     command = [
         str(Path(sys.executable).with_name("schemathesis")),
+        "--config-file",
+        str(CONFIG),
         "run",
         f"{system.ready['url']}/schema/openapi.json",
-        *("--header", f"Authorization: Bearer {system.ready['admin_token']}"),
         *("--phases", "examples,coverage,fuzzing,stateful"),
-        *("--exclude-checks", EXCLUDED),
+        *("--exclude-checks", EXCLUDED, "--exclude-method", "OPTIONS"),
         *("--generation-database", ":memory:", "--no-shrink", "--no-color", "--request-timeout", "60"),
         *options,
     ]
@@ -42,6 +119,7 @@ def fuzz(system: System, folder: Path, *options: str) -> subprocess.CompletedPro
         "SCHEMATHESIS_HOOKS": str(HOOKS),
         "FUZZED_ROOT": str(system.roots),
         "FUZZED_JOBS": ",".join(failed),
+        "FUZZED_PEOPLE": json.dumps(people(system)),
     }
     served = Directories(1, content(random.Random(0), users=3, servers=3))
     try:
