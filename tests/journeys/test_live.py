@@ -201,6 +201,27 @@ def test_progress_never_goes_back(system: System, held: str) -> None:
         assert goes_up([50, *seen])
 
 
+def test_progress_never_goes_back_when_another_worker_goes_on(system: System) -> None:
+    with contextlib.ExitStack() as stack:
+        with system.numb():
+            job = system.queue("live")
+            assert until(lambda: system.status(job) == "running")
+            stream = stack.enter_context(follow(system, path(job)))
+            Hand(system, job).show(57)
+            events = []
+            for event in stream:
+                events.append(event)
+                if event.type == "progress" and event.data["progress"] == 57:
+                    break
+            pid = system.kill("worker")
+            system.replaced("worker", pid)
+        events += stream
+    percents = [one["progress"] for one in of(events, "progress")]
+    assert goes_up(percents)
+    assert system.wait(job)["status"] == statuses(events)[-1] == "completed"
+    assert {"running"} == set(statuses(events)[1:-1])
+
+
 def test_when_it_should_be_done_is_told_while_it_is_known(system: System, held: str) -> None:
     hand = Hand(system, held)
     assert "estimatedCompletion" not in system.job(held)
