@@ -40,7 +40,7 @@ def _folders(number: int) -> dict[str, str]:
 class Credential:
     """Libraries are opened by people, everything else by the installation's own key."""
 
-    def get(self, case: Case, context: Any) -> str:
+    def get(self, case: Case[Any], context: Any) -> str:
         path = case.operation.path
         if not LIBRARY.match(path):
             return str(PEOPLE["admin"])
@@ -48,13 +48,12 @@ class Credential:
             return str(PEOPLE[ENDS[path]])
         return str(PEOPLE["owner" if "/auth/" in path or "/devices" in path else "device"])
 
-    def set(self, case: Case, data: str, context: Any) -> None:
-        case.headers = case.headers or {}
+    def set(self, case: Case[Any], data: str, context: Any) -> None:
         case.headers["Authorization"] = f"Bearer {data}"
 
 
 @schemathesis.hook
-def before_call(context: HookContext, case: Case, kwargs: dict[str, Any]) -> None:
+def before_call(context: HookContext, case: Case[Any], kwargs: dict[str, Any]) -> None:
     """Every other request names things that are there; what is no text, or no id, stays."""
     if zlib.crc32(case.id.encode()) % 2 and LIBRARY.match(case.operation.path):
         for name in LEFT_OUT:
@@ -98,10 +97,10 @@ def map_body(context: HookContext, body: Any) -> Any:
         known = PEOPLE["bodies"][context.operation.path]
         return {**body, **{name: value for name, value in known.items() if _fits(body.get(name), value)}}
     elif isinstance(body.get("config"), dict):
-        named = {"kind": "files"} if isinstance(body.get("kind"), str) else {}
-        if number % 4 and named:  # a policy is more than its schema says, too
+        kind = {"kind": "files"} if isinstance(body.get("kind"), str) else {}
+        if number % 4 and kind:  # a policy is more than its schema says, too
             body = {name: value for name, value in body.items() if name not in ("policy", "schedule")}
-        return {**body, "config": _folders(number // 2), **named, **_timing(body)}
+        return {**body, "config": _folders(number // 2), **kind, **_timing(body)}
     return body
 
 
@@ -120,7 +119,7 @@ def _timing(body: dict[str, Any]) -> dict[str, Any]:
 
 
 @schemathesis.check
-def server_errors_have_their_cause(context: CheckContext, response: Response, case: Case) -> None:
+def server_errors_have_their_cause(context: CheckContext, response: Response, case: Case[Any]) -> None:
     """A 5xx is one that the contract gives for a cause, with its code."""
     if response.status_code >= 500:
         found = response.json()
@@ -143,7 +142,7 @@ class EveryOperationSucceedsOnce:
         self.asked: set[str] = set()
         self.answered: set[str] = set()
 
-    def after_response(self, context: CheckContext, response: Response, case: Case) -> None:
+    def after_response(self, context: CheckContext, response: Response, case: Case[Any]) -> None:
         self.asked.add(case.operation.label)
         if response.status_code < 300:
             self.answered.add(case.operation.label)

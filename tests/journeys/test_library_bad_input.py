@@ -8,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -128,7 +129,7 @@ def test_the_doctor_says_which_bytes_are_missing_and_which_are_nobodys(system: S
         stray.unlink()
 
 
-def bytes_finding(system: System) -> dict[str, object]:
+def bytes_finding(system: System) -> dict[str, Any]:
     command = [UNDRIFT, "doctor", "--json", "--data-dir", str(system.directory)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
     [found] = [one for one in json.loads(ran.stdout)["findings"] if one["check"] == "bytes"]
