@@ -24,7 +24,7 @@ from services.conflicts import Conflicts
 from services.shelf import Places, Shelf, Who
 
 #: Items of a report that are carried out in one append.
-TOGETHER = 128
+TOGETHER = 32
 _TRIES = 6
 
 
