@@ -132,9 +132,11 @@ def test_a_hard_stop_ends_the_work_and_leaves_no_half_file(workers: System, larg
     target = workers.place()
     workers.integration("cut", large, target)
     job = workers.queue("cut")
-    assert until(lambda: workers.job(job)["stats"]["created"] > 0)
-    worker = starts(workers, job)[-1][1]
-    busy = [pid for child in children(worker) for pid in (child, *forked(child))]
+    assert until(lambda: any(target.glob(".undrift-tmp-*/*")))
+    busy = [pid for child in children(workers.pids["worker"]) for pid in (child, *forked(child))]
+    for pid in busy:  # however fast it is, it comes to no end before the stop
+        os.kill(pid, signal.SIGSTOP)
+    assert workers.wait(job, "running", "completed")["status"] == "running"
     workers.ok("POST", f"/api/sync/jobs/{job}/stop", {"graceful": False})
     stopped = workers.wait(job)
     assert stopped["status"] == "stopped"
