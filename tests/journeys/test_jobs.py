@@ -100,7 +100,8 @@ def test_the_stages_of_a_files_job_have_the_documents_words(system: System, plai
     id = system.queue(plain)
     system.wait(id)
     words = {"initializing", "scanning", "planning", "copying", "reconciling_deletes", "verifying", "finalizing"}
-    stages = {one["data"]["stage"] for one in system.events() if one["type"] == "jobs.progressed"}
+    mine = [one for one in system.events() if one["subject"].endswith(f"/{id}")]
+    stages = {one["data"]["stage"] for one in mine if one["type"] == "jobs.progressed"}
     assert stages
     assert stages <= words
 
