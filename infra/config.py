@@ -131,6 +131,7 @@ class Projector(Struct, forbid_unknown_fields=True):
     page: Positive = 1000
     pace_s: Annotated[float, Meta(ge=0)] = 0.005
     gather_s: Annotated[float, Meta(ge=0)] = 0.002
+    check_s: Seconds = 1.0
     retry_s: Seconds = 0.5
 
 

@@ -15,6 +15,7 @@ from infra.config import Projector as Settings
 from infra.db import CONNECTION_LOST, Database, naming_loss
 from infra.eventstore.store import Store
 from infra.pace import Pace
+from infra.subscription import Subscription
 from infra.tail import Tail
 from projections.table import Connection, Projection, schema
 from services.main import Process
@@ -54,7 +55,7 @@ class Unclear(Exception):
 
 
 class Overtaken(Exception):
-    """Another projector has moved the checkpoint."""
+    """The checkpoint is not where this projector left it: another has moved it, or the server has lost that."""
 
 
 async def prepare(database: Database, live: Sequence[Projection] = projections.ALL) -> None:
@@ -198,7 +199,7 @@ class Projector:
                 await self._catch_up()
                 await self._follow()
             except Overtaken:
-                log.info("another projector is ahead", position=self.position)
+                log.info("the checkpoint is elsewhere", position=self.position)
             except TRANSIENT as error:
                 log.warning("the projector waits", reason=f"{type(error).__name__}: {error}")
             await asyncio.sleep(self._settings.retry_s)
@@ -217,6 +218,7 @@ class Projector:
 
     async def _follow(self) -> None:
         subscription = self._tail.subscribe(self.position)
+        watching = asyncio.create_task(self._watch(subscription))
         pace = Pace(self._settings.pace_s, self._settings.gather_s)
         size = self._settings.page
         try:
@@ -229,8 +231,25 @@ class Projector:
                     self.position = page[-1].position
                     self.events += len(page)
                 pace.end(behind=len(events) >= size)
+            raise Overtaken
         finally:
+            watching.cancel()
             subscription.close()
+
+    async def _watch(self, subscription: Subscription) -> None:
+        """Ends the subscription when the checkpoint has fallen back: a server that died took the last transactions with
+        it, and nobody who only waits for events would notice."""
+        while True:
+            await asyncio.sleep(self._settings.check_s)
+            reached = self.position
+            try:
+                kept = min((await positions(self._database, self._live)).values())
+            except TRANSIENT:
+                continue
+            if kept < reached:
+                log.warning("the last transactions were lost", position=kept, reached=reached)
+                subscription.close()
+                return
 
     async def _apply(self, live: Sequence[Projection], position: int, events: Sequence[messages.Recorded]) -> None:
         """Effect and checkpoint in one transaction: all at once, or with care where that fails."""

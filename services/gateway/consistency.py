@@ -83,6 +83,7 @@ class Reads:
         try:
             with naming_loss(connection):
                 await connection.add_listener("undrift_applied", self._hear)
+                self.position = -1  # a server that died may have lost what the read models had applied last
                 while not connection.is_closed():
                     await self._poll(connection)
                     await self._notices()

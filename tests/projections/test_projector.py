@@ -149,6 +149,23 @@ async def test_effect_and_checkpoint_vanish_together(store: Store) -> None:
     await assert_once(store, head)
 
 
+async def test_what_a_dying_server_lost_is_applied_again_without_a_further_event(store: Store) -> None:
+    """Effect and checkpoint need not be durable, so both may fall back under a projector that has nothing to do."""
+    head = await fill(store.database, World(41).history(90))
+    live = [Counted()]
+    async with open_tail(store) as tail:
+        settings = config.Projector(page=50, retry_s=0.01, check_s=0.05)
+        task = asyncio.create_task(Projector(store.database, store, tail, settings, live).run())
+        await reached(store, head, live)
+        for lost in (1, 17):
+            async with store.database.transaction() as connection:
+                await connection.execute("update undrift.tracking set pos = $1", head - lost)
+                await connection.execute("delete from rm_counted_1.counted where position > $1", head - lost)
+            await reached(store, head, live)
+            await assert_once(store, head)
+        await ended(task)
+
+
 async def test_a_new_generation_catches_up_beside_the_others(store: Store) -> None:
     versions: dict[str, int] = {}
     said = World(31).history(400)
