@@ -120,6 +120,7 @@ async def test_of_many_takers_one_wins(db: Database, clock: Clock) -> None:
     for fence in (1, 2, 3):
         taken = [lease for lease in await asyncio.gather(*(one.take("x") for one in owners)) if lease is not None]
         assert [lease.fence for lease in taken] == [fence]
+        assert [await one.take("x") for one in owners] == [None] * len(owners)  # all watch it now
         clock.now += TTL
 
 
