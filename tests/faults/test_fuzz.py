@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 from tests.journeys.system import System
 from tests.journeys.test_schemathesis import fuzz
 
 
-def test_a_long_run_finds_no_undocumented_and_no_generic_answer(tmp_path: Path) -> None:
+def test_a_long_run_finds_no_undocumented_and_no_generic_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seed = os.environ.get("FAULTS_SEED") or str(int.from_bytes(os.urandom(4), "big"))
     print(f"FAULTS_SEED={seed}")
+    monkeypatch.setenv("FUZZED_AT_LENGTH", "1")
     system = System(tmp_path / "system").start()
     try:
         ran = fuzz(system, tmp_path, "--max-examples", "300", "--seed", seed)
