@@ -14,7 +14,8 @@ from infra.eventstore.store import Wish
 from services import resolutions
 from services.shelf import Places, Shelf, Who
 
-_TRIES = 6
+#: So many copies may stand beside one another on one day.
+_TRIES = 100
 
 
 class Resolved(Struct, frozen=True):
