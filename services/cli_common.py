@@ -70,9 +70,9 @@ class Instance:
     @property
     def directory(self) -> Path:
         """The data directory."""
-        from infra import config
+        from infra import configfile
 
-        return Path(os.path.abspath(os.path.expanduser(self.data_dir or config.default_data_dir())))
+        return Path(os.path.abspath(os.path.expanduser(self.data_dir or configfile.default_data_dir())))
 
     @property
     def address(self) -> str | None:

@@ -14,7 +14,7 @@ import asyncpg
 
 import projections
 from domain import events
-from infra import config, log, secrets
+from infra import config, configfile, log, secrets
 from infra.db import CONNECTION_LOST, Database
 from infra.eventstore import epochs
 from infra.eventstore.mapper import Mapper
@@ -93,7 +93,7 @@ def _settings(instance: Instance) -> config.Settings:
         ready = instance.ready()
         overrides += [("database.url", str(ready["database_url"])), ("nats.url", str(ready["nats_url"]))]
     try:
-        chosen = config.load(file if file.exists() else None, overrides=overrides)
+        chosen = configfile.load(file if file.exists() else None, overrides=overrides)
     except config.InvalidSetting as error:
         raise Problem(Exit.USAGE, str(error)) from None
     if not chosen.database.url:

@@ -21,7 +21,7 @@ import structlog
 import uvloop
 
 from domain import events
-from infra import blobs_remote, config, secrets
+from infra import blobs_remote, config, configfile, secrets
 from infra import log as logging
 from infra.blobs import Blobs, Contents
 from infra.bus import Bus
@@ -240,7 +240,7 @@ def main(name: str, roles: Callable[[argparse.Namespace], Mapping[str, Role]], *
         parser.add_argument("--lane", choices=("now", "later", "all"), default="all", help="which jobs it takes")
     arguments = parser.parse_args()
     try:
-        settings = config.load(arguments.config)
+        settings = configfile.load(arguments.config)
         if not settings.database.url:
             raise config.InvalidSetting("database.url (UNDRIFT_DATABASE_URL) is needed; `undrift up` brings its own")
         integrations.check(settings)

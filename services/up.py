@@ -18,7 +18,7 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from infra import config, embedded, log, processes, secrets, servers
+from infra import config, configfile, embedded, log, processes, secrets, servers
 from infra.eventstore import migrate
 from services import integrations
 from services.supervisor import CannotRun, Program, Stopped, Supervisor
@@ -44,7 +44,7 @@ def settings(
         given.append(("files.roots", list(roots)))
     if port is not None:
         given.append(("gateway.also_listen", []))
-    return config.load(config_file, overrides=[(name, value) for name, value in given if value is not None])
+    return configfile.load(config_file, overrides=[(name, value) for name, value in given if value is not None])
 
 
 def programs(file: Path) -> list[Program]:
@@ -136,7 +136,7 @@ class _Installation:
             self.settings.database.url = self.postgres.socket_url
         if self.nats is not None:
             self.settings.nats.url, self.settings.nats.passwords = self.nats.address, self.nats.passwords
-        processes.write_private(self.file, config.dump(self.settings))
+        processes.write_private(self.file, configfile.dump(self.settings))
 
     def _changed(self, supervisor: Supervisor) -> None:
         if not self.greeted and not supervisor.all_ready:
@@ -164,7 +164,7 @@ class _Installation:
         return f"http://{f'[{host}]' if ':' in host else host}:{self.settings.gateway.port}"
 
     def _greet(self) -> None:
-        usual = self.directory == Path(os.path.abspath(config.default_data_dir()))
+        usual = self.directory == Path(os.path.abspath(configfile.default_data_dir()))
         where = "" if usual else f" --data-dir {self.directory}"
         token = self.directory / "secrets" / "admin.token"
         text = (
@@ -222,7 +222,7 @@ async def _migrate(url: str, patience_s: float) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line of `python -m services.up`."""
     parser = argparse.ArgumentParser(prog="undrift up", description="Start Undrift on this machine.")
-    parser.add_argument("--data-dir", metavar="DIR", help=f"where everything is kept ({config.default_data_dir()})")
+    parser.add_argument("--data-dir", metavar="DIR", help=f"where everything is kept ({configfile.default_data_dir()})")
     parser.add_argument("--host", help="address to listen on (127.0.0.1 and ::1)")
     parser.add_argument("--port", type=int, help="port to listen on (8080, and 3001 beside it; 0: any)")
     parser.add_argument("--root", metavar="PATH", action="append", default=[], help="folder that requests may touch")

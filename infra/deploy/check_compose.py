@@ -12,7 +12,7 @@ from typing import Any
 import jsonschema
 import yaml
 
-from infra import config
+from infra import config, configfile
 
 FILE = Path(__file__).resolve().parents[2] / "compose.yaml"
 
@@ -37,11 +37,11 @@ def problems(compose: dict[str, Any]) -> Iterator[str]:
 def _settings(name: str, environment: dict[str, str]) -> Iterator[str]:
     """Ours must be settings that would be accepted; a password from .env stands for itself."""
     ours = {key: str(value) for key, value in environment.items() if key.startswith("UNDRIFT_")}
-    known = {setting.variable for setting in config.all_settings()} | set(config.PLAIN)
+    known = {setting.variable for setting in configfile.all_settings()} | set(configfile.PLAIN)
     for key in ours.keys() - known:
         yield f"services.{name}.environment: {key} is not a setting"
     try:
-        config.load(None, ours)
+        configfile.load(None, ours)
     except config.InvalidSetting as error:
         yield f"services.{name}.environment: {error}"
 

@@ -8,9 +8,9 @@ from typing import Annotated, Any, get_args, get_origin
 import msgspec
 import pytest
 
-from infra import config
+from infra import config, configfile
 
-EVERY = list(config.all_settings())
+EVERY = list(configfile.all_settings())
 
 
 def sample(hint: Any) -> Any:
@@ -57,42 +57,44 @@ def in_a_file(tmp_path: Path, text: str, name: str = "undrift.toml") -> Path:
 
 
 @pytest.mark.parametrize("setting", EVERY, ids=lambda setting: setting.dotted)
-def test_every_setting_is_read_from_the_file_and_from_the_environment(setting: config.Setting, tmp_path: Path) -> None:
+def test_every_setting_is_read_from_the_file_and_from_the_environment(
+    setting: configfile.Setting, tmp_path: Path
+) -> None:
     value = sample(setting.hint)
     tree: dict[str, Any] = {}
-    config._put(tree, setting.dotted, value)
-    from_file = config.load(in_a_file(tmp_path, msgspec.json.encode(tree).decode(), "undrift.json"), {})
-    from_environment = config.load(None, {setting.variable: in_the_environment(value)})
-    assert value_of(config.load(None, {}), setting.dotted) != value
+    configfile._put(tree, setting.dotted, value)
+    from_file = configfile.load(in_a_file(tmp_path, msgspec.json.encode(tree).decode(), "undrift.json"), {})
+    from_environment = configfile.load(None, {setting.variable: in_the_environment(value)})
+    assert value_of(configfile.load(None, {}), setting.dotted) != value
     assert value_of(from_file, setting.dotted) == value
     assert value_of(from_environment, setting.dotted) == value
 
 
 def test_passwords_are_a_table_in_the_environment_and_never_repeated(tmp_path: Path) -> None:
     for text in ("core=a1, relay=b2", '{"core": "a1", "relay": "b2"}'):
-        assert config.load(None, {"UNDRIFT_NATS_PASSWORDS": text}).nats.passwords == {"core": "a1", "relay": "b2"}
+        assert configfile.load(None, {"UNDRIFT_NATS_PASSWORDS": text}).nats.passwords == {"core": "a1", "relay": "b2"}
     for text in ("canary", '{"core": ["canary"]}', '{"core": canary'):
         with pytest.raises(config.InvalidSetting, match="UNDRIFT_NATS_PASSWORDS: expected a table") as caught:
-            config.load(None, {"UNDRIFT_NATS_PASSWORDS": text})
+            configfile.load(None, {"UNDRIFT_NATS_PASSWORDS": text})
         assert "canary" not in str(caught.value)
     with pytest.raises(config.InvalidSetting, match="passwords") as caught:
-        config.load(in_a_file(tmp_path, "[nats]\npasswords = 'canary'"), {})
+        configfile.load(in_a_file(tmp_path, "[nats]\npasswords = 'canary'"), {})
     assert "canary" not in str(caught.value)
 
 
 def test_the_environment_is_above_the_file_and_the_command_line_above_both(tmp_path: Path) -> None:
     path = in_a_file(tmp_path, "[gateway]\nport = 1\nhost = 'a'\nread_wait_s = 1\n")
     environ = {"UNDRIFT_GATEWAY_PORT": "2", "UNDRIFT_GATEWAY_HOST": "b", "UNDRIFT_CONFIG": str(path)}
-    gateway = config.load(None, environ, [("gateway.port", 3)]).gateway
+    gateway = configfile.load(None, environ, [("gateway.port", 3)]).gateway
     assert (gateway.port, gateway.host, gateway.read_wait_s) == (3, "b", 1.0)
 
 
 def test_all_settings_survive_the_file_for_child_processes(tmp_path: Path) -> None:
     tree: dict[str, Any] = {}
     for setting in EVERY:
-        config._put(tree, setting.dotted, 1.5 if setting.dotted == "up.stop_s" else sample(setting.hint))
-    settings = config.load(in_a_file(tmp_path, msgspec.json.encode(tree).decode(), "a.json"), {})
-    assert config.load(in_a_file(tmp_path, config.dump(settings).decode(), "b.json"), {}) == settings
+        configfile._put(tree, setting.dotted, 1.5 if setting.dotted == "up.stop_s" else sample(setting.hint))
+    settings = configfile.load(in_a_file(tmp_path, msgspec.json.encode(tree).decode(), "a.json"), {})
+    assert configfile.load(in_a_file(tmp_path, configfile.dump(settings).decode(), "b.json"), {}) == settings
 
 
 @pytest.mark.parametrize(
@@ -112,7 +114,7 @@ def test_all_settings_survive_the_file_for_child_processes(tmp_path: Path) -> No
 def test_a_wrong_key_in_the_file_is_named_with_what_was_expected(text: str, expected: str, tmp_path: Path) -> None:
     path = in_a_file(tmp_path, text)
     with pytest.raises(config.InvalidSetting) as caught:
-        config.load(path, {})
+        configfile.load(path, {})
     assert str(caught.value).startswith(f"{path}: {expected}")
 
 
@@ -131,7 +133,7 @@ def test_a_wrong_key_in_the_file_is_named_with_what_was_expected(text: str, expe
 )
 def test_a_wrong_name_in_the_environment_is_named_with_what_was_expected(name: str, text: str, expected: str) -> None:
     with pytest.raises(config.InvalidSetting) as caught:
-        config.load(None, {name: text})
+        configfile.load(None, {name: text})
     assert str(caught.value).startswith(expected)
 
 
@@ -144,15 +146,15 @@ def test_names_of_other_programs_and_empty_ones_are_left_alone() -> None:
         "UNDRIFT_GATEWAY_PORT": "",
         "PATH": "/bin",
     }
-    assert config.load(None, environ) == config.load(None, {})
+    assert configfile.load(None, environ) == configfile.load(None, {})
 
 
 def test_a_password_is_not_repeated_in_an_error(tmp_path: Path) -> None:
     path = in_a_file(tmp_path, "[database]\nurl = ['postgresql://me:hunter2@host/db']")
     with pytest.raises(config.InvalidSetting, match=r"\[database\] url: expected str$") as caught:
-        config.load(path, {})
+        configfile.load(path, {})
     assert "hunter2" not in str(caught.value)
 
 
 def test_a_list_can_be_made_empty() -> None:
-    assert config.load(None, {"UNDRIFT_GATEWAY_ALSO_LISTEN": "[]"}).gateway.also_listen == []
+    assert configfile.load(None, {"UNDRIFT_GATEWAY_ALSO_LISTEN": "[]"}).gateway.also_listen == []

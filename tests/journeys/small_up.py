@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from infra import config, processes
+from infra import config, configfile, processes
 from services import supervised, up
 from services.supervisor import Program
 
@@ -72,7 +72,7 @@ def main(kind: str, *arguments: str) -> int:
         chosen = up.settings(arguments[0], port=int(arguments[1]), config_file=(*arguments, None, None)[2])
         return up.up(chosen, programs)
     name, _, file = arguments
-    return asyncio.run(program(name, config.load(file)))
+    return asyncio.run(program(name, configfile.load(file)))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from infra import config
+from infra import config, configfile
 from services import cli
 from services.cli_common import Exit
 from tests.journeys.conftest import Instance, environment
@@ -36,9 +36,9 @@ def rows(text: str) -> list[list[str]]:
 
 def test_every_setting_is_documented_with_its_default() -> None:
     documented = {cells[0].strip("`"): cells[1].strip("`") for cells in rows(README) if len(cells) == 3}
-    defaults = json.loads(config.dump(config.Settings()))
+    defaults = json.loads(configfile.dump(config.Settings()))
     actual = {}
-    for setting in config.all_settings():
+    for setting in configfile.all_settings():
         value: Any = defaults
         for part in setting.dotted.split("."):
             value = value[part]
@@ -55,7 +55,7 @@ def test_the_settings_file_is_one(tmp_path: Path) -> None:
     file = tmp_path / "undrift.toml"
     [text] = blocks("toml")
     file.write_text(text)
-    chosen = config.load(file, environ={})
+    chosen = configfile.load(file, environ={})
     assert (chosen.gateway.port, len(chosen.files.roots), chosen.integrations[0].kind) == (9000, 2, "files")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from domain import messages, tenants
-from infra import config
+from infra import configfile
 from infra.blobs import Blobs
 from infra.bus import Bus
 from infra.db import Database
@@ -92,7 +92,7 @@ class Scene:
 async def open_scene(url: str, directory: Path, now: datetime, **settings: Any) -> AsyncIterator[Scene]:
     """`settings` are dotted with `__`."""
     overrides = [(name.replace("__", "."), value) for name, value in settings.items()]
-    loaded = config.load(environ={}, overrides=[("data_dir", str(directory)), *overrides])
+    loaded = configfile.load(environ={}, overrides=[("data_dir", str(directory)), *overrides])
     async with open_store(url) as store, open_tail(store) as tail:
         await projector.prepare(store.database, LIVE)
         process = Process(

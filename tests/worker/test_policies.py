@@ -17,7 +17,7 @@ from msgspec import Raw
 
 from domain import integrations, jobs, kinds, messages
 from domain.policies import Policy
-from infra import config
+from infra import config, configfile
 from infra.blobs import Blobs
 from infra.bus import Bus
 from infra.leases import Leases
@@ -118,7 +118,7 @@ async def open_plant(
         "scheduler.tick_s": 0.05,
         **{name.replace("__", "."): value for name, value in settings.items()},
     }
-    loaded = config.load(environ={}, overrides=list(overrides.items()))
+    loaded = configfile.load(environ={}, overrides=list(overrides.items()))
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(url))
         tail = await stack.enter_async_context(open_tail(store))

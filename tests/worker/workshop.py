@@ -15,7 +15,7 @@ from msgspec import Raw
 
 from domain import collections, integrations, jobs, kinds, messages
 from domain.plans import files, reverts
-from infra import config
+from infra import configfile
 from infra.blobs import Blobs
 from infra.bus import Bus
 from infra.leases import Leases
@@ -150,7 +150,7 @@ class Workshop:
 
 @contextlib.asynccontextmanager
 async def open_workshop(url: str, directory: Path) -> AsyncIterator[Workshop]:
-    settings = config.load(
+    settings = configfile.load(
         environ={},
         overrides=[
             ("data_dir", str(directory / "data")),
