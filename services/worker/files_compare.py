@@ -196,7 +196,7 @@ class Comparer:
         path = task.source.path
         before = self._earlier.equal(path)
         found = Found(path, {}, [])
-        folders = self._enter(self._ours, path), self._enter(self._theirs, path)
+        ours, theirs = folders = self._enter(self._ours, path), self._enter(self._theirs, path)
         pairs = task.pairs()
         if before:
             found.equal = [pair for _, pair in pairs if before.get(pair[0]) == pair]
@@ -204,7 +204,12 @@ class Comparer:
         for start in range(0, len(pairs), _AHEAD):
             began = time.monotonic()
             some = pairs[start : start + _AHEAD]
-            if self._compare([_open(*folders, size, pair) for size, pair in some], found):
+            warm = not self._cold and all(size < _SMALL for size, _ in some)
+            if warm and ours is not None and theirs is not None:
+                stopped = self._read(ours, theirs, some, found)
+            else:
+                stopped = self._compare([_open(*folders, size, pair) for size, pair in some], found)
+            if stopped:
                 return None
             self._cold = time.monotonic() - began > len(some) * _COLD_S
         self._board.add("compared", len(pairs))
@@ -215,6 +220,25 @@ class Comparer:
             return trail.enter(path)
         except OSError:
             return None
+
+    def _read(self, ours: int, theirs: int, pairs: list[tuple[int, Known]], found: Found) -> bool:
+        """As `_compare`, of small files that are probably in the cache: one pair after the other."""
+        for size, pair in pairs:
+            try:
+                data = _contents(ours, pair[0], size)
+            except OSError:
+                found.verdicts[pair[0]] = "source"
+                continue
+            try:
+                same = _contents(theirs, pair[0], size) == data
+            except OSError:
+                found.verdicts[pair[0]] = "target"
+                continue
+            if same:
+                found.equal.append(pair)
+            else:
+                found.verdicts[pair[0]] = "differs"
+        return self._beat()
 
     def _compare(self, opened: list[_Pair], found: Found) -> bool:
         """Compares and closes; whether a stop was asked for. Where the last files had to come from disk, these are
@@ -252,6 +276,15 @@ class Comparer:
             return None if equal(one, other, size, self._blocks, lambda _: self._beat()) else "differs"
         except OSError:
             return "target"
+
+
+def _contents(folder: int, name: bytes, size: int) -> bytes:
+    """Of a small file; one byte more than `size` where it has grown."""
+    descriptor = os.open(name, _READ, dir_fd=folder)
+    try:
+        return os.read(descriptor, size + 1)
+    finally:
+        os.close(descriptor)
 
 
 class _Pair(NamedTuple):
