@@ -16,7 +16,7 @@ from domain import messages
 from infra.db import Database
 from infra.eventstore.mapper import LogEvent, LogNotification, content_hash
 
-_COLUMNS = "pos, tenant, stream_id, version, topic, schema_version, event_id, metadata, state, hash, recorded_at"
+COLUMNS = "pos, tenant, stream_id, version, topic, schema_version, event_id, metadata, state, hash, recorded_at"
 
 
 class VersionConflict(IntegrityError):
@@ -294,7 +294,7 @@ class Recorder:
     ) -> list[LogNotification]:
         """The events of one stream, by version."""
         rows = await self._database.fetch(
-            f"select {_COLUMNS} from undrift.events where stream_id = $1 and version > $2 and version <= $3"
+            f"select {COLUMNS} from undrift.events where stream_id = $1 and version > $2 and version <= $3"
             f" order by version {'desc' if desc else 'asc'} limit $4",
             str(originator_id),
             -1 if gt is None else gt,
@@ -305,10 +305,10 @@ class Recorder:
 
     async def select_last(self, originator_ids: Sequence[str]) -> list[LogNotification]:
         """The last event of each of these streams, in one query."""
-        columns = ", ".join(f"e.{column}" for column in _COLUMNS.split(", "))
+        columns = ", ".join(f"e.{column}" for column in COLUMNS.split(", "))
         rows = await self._database.fetch(
             f"select {columns} from unnest($1::text[]) as s(stream_id) cross join lateral"
-            f" (select {_COLUMNS} from undrift.events where stream_id = s.stream_id order by version desc limit 1) e",
+            f" (select {COLUMNS} from undrift.events where stream_id = s.stream_id order by version desc limit 1) e",
             list(originator_ids),
         )
         return [notification(row) for row in rows]
@@ -316,14 +316,14 @@ class Recorder:
     async def select_streams(self, originator_ids: Sequence[str]) -> list[LogNotification]:
         """All events of these streams, each stream's by version, in one query."""
         rows = await self._database.fetch(
-            f"select {_COLUMNS} from undrift.events where stream_id = any ($1::text[]) order by stream_id, version",
+            f"select {COLUMNS} from undrift.events where stream_id = any ($1::text[]) order by stream_id, version",
             list(originator_ids),
         )
         return [notification(row) for row in rows]
 
     async def select_versions(self, versions: Sequence[tuple[str, int]]) -> list[LogNotification]:
         """Of each of these streams the event of that version, in one query."""
-        columns = ", ".join(f"e.{column}" for column in _COLUMNS.split(", "))
+        columns = ", ".join(f"e.{column}" for column in COLUMNS.split(", "))
         rows = await self._database.fetch(
             f"select {columns} from unnest($1::text[], $2::int[]) as s(stream_id, version)"
             " join undrift.events e on e.stream_id = s.stream_id and e.version = s.version",
@@ -344,7 +344,7 @@ class Recorder:
         """The log by position."""
         after = 0 if start is None else start - 1 if inclusive_of_start else start
         rows = await self._database.fetch(
-            f"select {_COLUMNS} from undrift.events where pos > $1 and pos <= $2"
+            f"select {COLUMNS} from undrift.events where pos > $1 and pos <= $2"
             " and ($3::text[] is null or topic = any ($3)) order by pos limit $4",
             after,
             2**62 if stop is None else stop,
@@ -359,7 +359,7 @@ class Recorder:
         """Of the positions behind `after`, to `until` at most, the last that there is, and the events of these
         contexts. What is of no interest costs neither its transfer nor its decoding."""
         rows = await self._database.fetch(
-            f"select {_COLUMNS} from undrift.events where pos > $1 and pos <= $2 and (topic ^@ any ($3::text[])"
+            f"select {COLUMNS} from undrift.events where pos > $1 and pos <= $2 and (topic ^@ any ($3::text[])"
             " or pos = (select max(pos) from undrift.events where pos > $1 and pos <= $2)) order by pos",
             after,
             until,

@@ -87,7 +87,7 @@ class Store:
 
     async def read(self, after: int, limit: int, until: int | None = None) -> list[messages.Recorded]:
         """The log after a position, in order. An event that cannot be read is an Unreadable."""
-        return await self._decode(
+        return await self.decode(
             await self.recorder.select_notifications(after, limit, until, inclusive_of_start=False)
         )
 
@@ -98,14 +98,14 @@ class Store:
     async def stream(self, name: str, after: int = 0, until: int | None = None) -> list[messages.Recorded]:
         """The events of a stream by version, to those at or before position `until`."""
         notes = await self.recorder.select_events(name, gt=after)
-        return await self._decode([note for note in notes if until is None or note.id <= until])
+        return await self.decode([note for note in notes if until is None or note.id <= until])
 
     async def latest(self, names: Sequence[str]) -> dict[str, messages.Recorded]:
         """The last event of each of many streams, where there is one."""
         found: dict[str, messages.Recorded] = {}
         for start in range(0, len(names), _LOOKED_UP):
             notes = await self.recorder.select_last(names[start : start + _LOOKED_UP])
-            found |= {recorded.stream: recorded for recorded in await self._decode(notes)}
+            found |= {recorded.stream: recorded for recorded in await self.decode(notes)}
         return found
 
     async def at(self, versions: Sequence[tuple[str, int]]) -> dict[str, messages.Recorded]:
@@ -113,10 +113,11 @@ class Store:
         found: dict[str, messages.Recorded] = {}
         for start in range(0, len(versions), _LOOKED_UP):
             notes = await self.recorder.select_versions(versions[start : start + _LOOKED_UP])
-            found |= {recorded.stream: recorded for recorded in await self._decode(notes)}
+            found |= {recorded.stream: recorded for recorded in await self.decode(notes)}
         return found
 
-    async def _decode(self, notes: list[LogNotification]) -> list[messages.Recorded]:
+    async def decode(self, notes: list[LogNotification]) -> list[messages.Recorded]:
+        """As they were said, personal fields in clear as far as there are keys."""
         if self.mapper.keyring is not None and (subjects := self.mapper.subjects(notes)):
             await self.mapper.keyring.load(subjects)
         return [self.mapper.read(note) for note in notes]
@@ -128,7 +129,7 @@ class Store:
     async def load_all(self, context: Any, streams: Sequence[str]) -> dict[str, Loaded]:
         """Folds many streams, in one look at the log. Raises errors.Unavailable as `load`."""
         found: dict[str, list[messages.Recorded]] = {stream: [] for stream in streams}
-        for recorded in await self._decode(await self.recorder.select_streams(streams)):
+        for recorded in await self.decode(await self.recorder.select_streams(streams)):
             found[recorded.stream].append(recorded)
         return {stream: _folded(context, recorded) for stream, recorded in found.items()}
 

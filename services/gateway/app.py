@@ -19,6 +19,7 @@ from services.gateway import (
     dialects,
     download,
     feeds,
+    feeds_position,
     files,
     health,
     hooks,
@@ -65,6 +66,7 @@ def routes(metrics: health.Metrics) -> Sequence[Route]:
         *download.ROUTES,
         *network.routes(),
         *feeds.ROUTES,
+        *feeds_position.ROUTES,
         *health.routes(metrics),
     )
     made = openapi.document(listed, health.VERSION)
