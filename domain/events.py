@@ -19,6 +19,7 @@ from domain import (
     network,
     tenants,
     uploads,
+    webhooks,
 )
 
 CONTEXTS = (
@@ -34,6 +35,7 @@ CONTEXTS = (
     accounts,
     devices,
     uploads,
+    webhooks,
 )
 
 

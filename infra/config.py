@@ -206,6 +206,21 @@ class Library(Struct, forbid_unknown_fields=True):
     drop_s: Seconds = 600.0
 
 
+class Webhooks(Struct, forbid_unknown_fields=True):
+    """Where events may be sent: to `https` addresses, at one of these `ports` (empty: any), that the whole world can
+    reach. `allow_http` admits plain HTTP, `allow_private` addresses of private networks and this machine;
+    `allow_loopback` both for this machine alone, at any port (on in the embedded mode). A rotated secret may stay
+    valid for `rotation_hours`; a replay has at most `replay_events`."""
+
+    allow_http: bool = False
+    allow_private: bool = False
+    allow_loopback: bool | None = None
+    ports: list[Port] = field(default_factory=lambda: [80, 443, 8080, 8443])
+    endpoints_per_tenant: Positive = 100
+    rotation_hours: Annotated[float, Meta(ge=0, le=24)] = 24.0
+    replay_events: Positive = 1_000_000
+
+
 class Blobs(Struct, forbid_unknown_fields=True):
     """Where the bytes of libraries are kept: a folder of the data directory, or `s3://bucket/prefix`,
     `az://container/prefix`, `gs://bucket/prefix`, `file:///folder`. Credentials come from the provider's own
@@ -258,6 +273,7 @@ class Settings(Struct, forbid_unknown_fields=True):
     collections: Collections = field(default_factory=Collections)
     network: Network = field(default_factory=Network)
     library: Library = field(default_factory=Library)
+    webhooks: Webhooks = field(default_factory=Webhooks)
     blobs: Blobs = field(default_factory=Blobs)
     up: Up = field(default_factory=Up)
     integrations: list[IntegrationDeclared] = field(default_factory=list)

@@ -129,9 +129,11 @@ class _Installation:
 
     def _connect(self) -> None:
         """Where the servers are is known now; what depends on that is decided and written for the processes."""
+        alone = self.postgres is not None and self.settings.gateway.host in _LOOPBACK
         if self.settings.auth.open_loopback is None:
-            alone = self.postgres is not None and self.settings.gateway.host in _LOOPBACK
             self.settings.auth.open_loopback = alone
+        if self.settings.webhooks.allow_loopback is None:
+            self.settings.webhooks.allow_loopback = alone
         if self.postgres is not None:
             self.settings.database.url = self.postgres.socket_url
         if self.nats is not None:

@@ -71,6 +71,14 @@ TOPICS = {
     "uploads.failed",
     "uploads.joined",
     "uploads.opened",
+    "webhooks.changed",
+    "webhooks.deleted",
+    "webhooks.disabled",
+    "webhooks.enabled",
+    "webhooks.replayed",
+    "webhooks.secret_rotated",
+    "webhooks.subscribed",
+    "webhooks.tested",
 }
 ALIASES = {
     "devices.stale": "device.stale",
@@ -78,6 +86,7 @@ ALIASES = {
     "jobs.held": "sync.held",
     "jobs.completed": "sync.completed",
     "jobs.failed": "sync.failed",
+    "webhooks.disabled": "endpoint.disabled",
 }
 
 
