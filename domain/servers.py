@@ -1,0 +1,304 @@
+"""Servers of a node: what the Panel wants each to be, a fact for each effect, and what became of their processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Annotated, ClassVar, Literal, assert_never
+
+from msgspec import Meta, Struct
+from msgspec.structs import replace
+
+from domain import errors, messages
+from domain.server_config import Allocations, Build, Configuration, Egg, Mount, Process, Startup
+
+STREAM = "servers"
+
+Power = Literal["offline", "starting", "running", "stopping"]
+By = Annotated[str, Meta(max_length=64)]
+
+
+class Added(messages.Event, frozen=True, tag="servers.added"):
+    """Its first configuration; secrets stand in it by reference."""
+
+    PUBLIC: ClassVar[bool] = True
+    configuration: Configuration
+
+
+class Renamed(messages.Event, frozen=True, tag="servers.renamed"):
+    PUBLIC: ClassVar[bool] = True
+    name: str
+    description: str
+
+
+class LimitsChanged(messages.Event, frozen=True, tag="servers.limits_changed"):
+    """Felt at once, by a running server too."""
+
+    PUBLIC: ClassVar[bool] = True
+    build: Build
+
+
+class EnvironmentChanged(messages.Event, frozen=True, tag="servers.environment_changed"):
+    """Felt at the next start. `environment` is all of it, by reference; `names` are those that differ."""
+
+    PUBLIC: ClassVar[bool] = True
+    environment: dict[str, str]
+    names: tuple[str, ...]
+
+
+class StartupChanged(messages.Event, frozen=True, tag="servers.startup_changed"):
+    """Felt at the next start."""
+
+    PUBLIC: ClassVar[bool] = True
+    startup: Startup
+
+
+class AllocationsChanged(messages.Event, frozen=True, tag="servers.allocations_changed"):
+    """Felt at the next start."""
+
+    PUBLIC: ClassVar[bool] = True
+    allocations: Allocations
+
+
+class MountsChanged(messages.Event, frozen=True, tag="servers.mounts_changed"):
+    """Felt at the next start."""
+
+    PUBLIC: ClassVar[bool] = True
+    mounts: tuple[Mount, ...]
+
+
+class FilesRestricted(messages.Event, frozen=True, tag="servers.files_restricted"):
+    """Which files nobody may touch; felt at once."""
+
+    PUBLIC: ClassVar[bool] = True
+    egg: Egg
+
+
+class ProcessChanged(messages.Event, frozen=True, tag="servers.process_changed"):
+    """How it is known to have started, how it is stopped (felt at once) and which files are written before a start."""
+
+    PUBLIC: ClassVar[bool] = True
+    process: Process
+
+
+class CrashDetectionChanged(messages.Event, frozen=True, tag="servers.crash_detection_changed"):
+    PUBLIC: ClassVar[bool] = True
+    enabled: bool
+
+
+class Suspended(messages.Event, frozen=True, tag="servers.suspended"):
+    """Everybody is cut off, and it is stopped."""
+
+    PUBLIC: ClassVar[bool] = True
+
+
+class Unsuspended(messages.Event, frozen=True, tag="servers.unsuspended"):
+    PUBLIC: ClassVar[bool] = True
+
+
+class RolledBack(messages.Event, frozen=True, tag="servers.rolled_back"):
+    """The events before it in the same command returned to the configuration as of a position. The next sync brings
+    the Panel's again."""
+
+    PUBLIC: ClassVar[bool] = True
+    to: int
+
+
+class Deleted(messages.Event, frozen=True, tag="servers.deleted"):
+    PUBLIC: ClassVar[bool] = True
+
+
+class Asked(messages.Event, frozen=True, tag="servers.power_asked"):
+    """Somebody wishes it to start, stop, restart, or to be killed; `by` is a user of the Panel's, or `node`."""
+
+    PUBLIC: ClassVar[bool] = True
+    action: Literal["start", "stop", "restart", "kill"]
+    by: By
+
+
+class PowerChanged(messages.Event, frozen=True, tag="servers.power_changed"):
+    """What its process does now. `pid` and `started` (clock ticks since boot) say which process it is; an
+    `exit_code` comes with offline, negative for a signal."""
+
+    PUBLIC: ClassVar[bool] = True
+    power: Power
+    pid: int | None = None
+    started: int | None = None
+    exit_code: int | None = None
+
+
+class Crashed(messages.Event, frozen=True, tag="servers.crashed"):
+    """It ended although nobody asked it to. `again` says whether it is started once more."""
+
+    PUBLIC: ClassVar[bool] = True
+    exit_code: int
+    again: bool
+
+
+Event = (
+    Added
+    | Renamed
+    | LimitsChanged
+    | EnvironmentChanged
+    | StartupChanged
+    | AllocationsChanged
+    | MountsChanged
+    | FilesRestricted
+    | ProcessChanged
+    | CrashDetectionChanged
+    | Suspended
+    | Unsuspended
+    | RolledBack
+    | Deleted
+    | Asked
+    | PowerChanged
+    | Crashed
+)
+
+
+class Server(Struct, frozen=True):
+    configuration: Configuration | None = None
+    deleted: bool = False
+    power: Power = "offline"
+    pid: int | None = None
+    started: int | None = None
+
+
+initial = Server()
+
+
+def evolve(state: Server, event: Event) -> Server:
+    if isinstance(event, Added):
+        return Server(configuration=event.configuration)
+    if isinstance(event, Deleted):
+        return replace(state, deleted=True)
+    if isinstance(event, PowerChanged):
+        return replace(state, power=event.power, pid=event.pid, started=event.started)
+    assert state.configuration is not None
+    return replace(state, configuration=_configured(state.configuration, event))
+
+
+def _configured(one: Configuration, event: Event) -> Configuration:
+    match event:
+        case Renamed():
+            return replace(one, name=event.name, description=event.description)
+        case LimitsChanged():
+            return replace(one, build=event.build)
+        case EnvironmentChanged():
+            return replace(one, environment=event.environment)
+        case StartupChanged():
+            return replace(one, startup=event.startup)
+        case AllocationsChanged():
+            return replace(one, allocations=event.allocations)
+        case MountsChanged():
+            return replace(one, mounts=event.mounts)
+        case FilesRestricted():
+            return replace(one, egg=event.egg)
+        case ProcessChanged():
+            return replace(one, process=event.process)
+        case CrashDetectionChanged():
+            return replace(one, crash_detection=event.enabled)
+        case Suspended() | Unsuspended():
+            return replace(one, suspended=isinstance(event, Suspended))
+        case _:
+            return one
+
+
+def claims(event: Event) -> Iterable[messages.Claim]:
+    return ()
+
+
+class Sync(messages.Command, frozen=True):
+    """What the Panel says now, whole: it replaces what was."""
+
+    configuration: Configuration
+
+
+class RollBack(messages.Command, frozen=True):
+    """To the configuration that it had at a position."""
+
+    configuration: Configuration
+    to: int
+
+
+class Delete(messages.Command, frozen=True):
+    pass
+
+
+class Ask(messages.Command, frozen=True):
+    action: Literal["start", "stop", "restart", "kill"]
+    by: str
+
+
+class Observe(messages.Command, frozen=True):
+    """What its runtime sees."""
+
+    power: Power
+    pid: int | None = None
+    started: int | None = None
+    exit_code: int | None = None
+
+
+class NoteCrash(messages.Command, frozen=True):
+    exit_code: int
+    again: bool
+
+
+Command = Sync | RollBack | Delete | Ask | Observe | NoteCrash
+
+
+def decide(command: Command, state: Server) -> Sequence[Event]:
+    """Raises errors.NotFound, errors.InvalidState when it is suspended and asked to start."""
+    if isinstance(command, Sync):
+        if state.configuration is None or state.deleted:
+            return [Added(configuration=command.configuration)]
+        return changes(state.configuration, command.configuration)
+    if state.configuration is None or state.deleted:
+        raise errors.NotFound("There is no such server", kind="server")
+    match command:
+        case RollBack():
+            changed = changes(state.configuration, command.configuration)
+            return [*changed, RolledBack(to=command.to)] if changed else []
+        case Delete():
+            return [Deleted()]
+        case Ask():
+            if state.configuration.suspended and command.action in ("start", "restart"):
+                raise errors.InvalidState("The server is suspended")
+            return [Asked(action=command.action, by=command.by)]
+        case Observe():
+            seen = PowerChanged(
+                power=command.power, pid=command.pid, started=command.started, exit_code=command.exit_code
+            )
+            same = (state.power, state.pid, state.started) == (seen.power, seen.pid, seen.started)
+            return [] if same else [seen]
+        case NoteCrash():
+            return [Crashed(exit_code=command.exit_code, again=command.again)]
+        case _:
+            assert_never(command)
+
+
+def changes(before: Configuration, after: Configuration) -> Sequence[Event]:
+    """One event for each effect; none where nothing differs. A suspension comes last, so that whoever is cut off by it
+    finds everything else in place."""
+    found: list[Event] = []
+    if (before.name, before.description) != (after.name, after.description):
+        found.append(Renamed(name=after.name, description=after.description))
+    if before.build != after.build:
+        found.append(LimitsChanged(build=after.build))
+    if before.environment != after.environment:
+        names = {name for name, _ in before.environment.items() ^ after.environment.items()}
+        found.append(EnvironmentChanged(environment=after.environment, names=tuple(sorted(names))))
+    if before.startup != after.startup:
+        found.append(StartupChanged(startup=after.startup))
+    if before.allocations != after.allocations:
+        found.append(AllocationsChanged(allocations=after.allocations))
+    if before.mounts != after.mounts:
+        found.append(MountsChanged(mounts=after.mounts))
+    if before.egg != after.egg:
+        found.append(FilesRestricted(egg=after.egg))
+    if before.process != after.process:
+        found.append(ProcessChanged(process=after.process))
+    if before.crash_detection != after.crash_detection:
+        found.append(CrashDetectionChanged(enabled=after.crash_detection))
+    if before.suspended != after.suspended:
+        found.append(Suspended() if after.suspended else Unsuspended())
+    return found
