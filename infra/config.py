@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct, field
 
 Positive = Annotated[int, Meta(ge=1)]
+NotNegative = Annotated[int, Meta(ge=0)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Seconds = Annotated[float, Meta(gt=0)]
 Level = Annotated[str, Meta(pattern="^(debug|info|warning|error)$", description="debug, info, warning or error")]
@@ -64,7 +65,20 @@ class Gateway(Struct, forbid_unknown_fields=True):
     long_poll_s: Seconds = 30.0
     heartbeat_s: Seconds = 15.0
     live_poll_s: Seconds = 0.25
-    rate_limit_per_minute: Positive = 100
+
+
+class Limits(Struct, forbid_unknown_fields=True):
+    """Requests that each credential, or else each address, has in any minute, by family of routes (0: no limit), of
+    all gateways together. `trusted_proxies` are addresses or networks whose `X-Forwarded-For` is believed; Postgres has
+    `patience_s` to answer before a gateway counts for itself."""
+
+    family1: NotNegative = 0
+    family2: NotNegative = 0
+    family3: NotNegative = 100
+    family4: NotNegative = 0
+    family5: NotNegative = 0
+    trusted_proxies: list[str] = field(default_factory=list)
+    patience_s: Seconds = 1.0
 
 
 class Auth(Struct, forbid_unknown_fields=True):
@@ -267,6 +281,7 @@ class Settings(Struct, forbid_unknown_fields=True):
     tail: Tail = field(default_factory=Tail)
     projector: Projector = field(default_factory=Projector)
     jobs: Jobs = field(default_factory=Jobs)
+    limits: Limits = field(default_factory=Limits)
     scheduler: Scheduler = field(default_factory=Scheduler)
     policies: Policies = field(default_factory=Policies)
     files: Files = field(default_factory=Files)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 import re
 import tomllib
@@ -55,6 +56,16 @@ def load(
     settings.data_dir = os.path.abspath(os.path.expanduser(settings.data_dir))
     _declare_network(settings)
     return settings
+
+
+def check_proxies(settings: Settings) -> None:
+    """Raises InvalidSetting."""
+    for one in settings.limits.trusted_proxies:
+        try:
+            ipaddress.ip_network(one)
+        except ValueError:
+            expected = "expected addresses and networks such as 10.0.0.0/8"
+            raise InvalidSetting(f"limits.trusted_proxies: {expected}, got {one!r:.80}") from None
 
 
 def _declare_network(settings: Settings) -> None:

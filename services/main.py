@@ -244,6 +244,7 @@ def main(name: str, roles: Callable[[argparse.Namespace], Mapping[str, Role]], *
         if not settings.database.url:
             raise config.InvalidSetting("database.url (UNDRIFT_DATABASE_URL) is needed; `undrift up` brings its own")
         integrations.check(settings)
+        configfile.check_proxies(settings)
         blobs_remote.check(settings.blobs.url)
         logging.setup(settings.log)
         uvloop.run(serve(name, roles(arguments), settings, **options))

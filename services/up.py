@@ -100,6 +100,7 @@ class _Installation:
         self.ready_file.unlink(missing_ok=True)
         self._complete_roots()
         integrations.check(self.settings)
+        configfile.check_proxies(self.settings)
         self.settings.gateway.port = _usable_port(self.settings.gateway.host, self.settings.gateway.port)
         self.token = secrets.admin_token(self.directory, secrets.load_master(self.directory))
         owned = [server for server in (self.postgres, self.nats) if server is not None]
@@ -138,6 +139,8 @@ class _Installation:
             self.settings.database.url = self.postgres.socket_url
         if self.nats is not None:
             self.settings.nats.url, self.settings.nats.passwords = self.nats.address, self.nats.passwords
+            self.settings.nats.issuer = self.nats.issuer
+            self.settings.nats.public_url = self.settings.nats.public_url or self.nats.address
         processes.write_private(self.file, configfile.dump(self.settings))
 
     def _changed(self, supervisor: Supervisor) -> None:

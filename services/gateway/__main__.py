@@ -45,6 +45,7 @@ async def run(process: Process) -> None:
             group.create_task(gateway.watch_credentials()),
             group.create_task(gateway.live.run()),
             group.create_task(sweep.run(process)),
+            group.create_task(gateway.limits.run()),
             group.create_task(retention.run(process, gateway.reads)),
         ]
         try:

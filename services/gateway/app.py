@@ -40,6 +40,7 @@ from services.gateway.cors import Cors
 from services.gateway.dialects import OURS
 from services.gateway.dispatch import Dispatch
 from services.gateway.edge import Edge
+from services.gateway.limits_shared import Shared
 from services.gateway.live import Feeds
 from services.gateway.routes import Api, Call, Route, endpoints, handlers
 from services.gateway.waits import Waits
@@ -95,12 +96,13 @@ class Gateway:
         settings = process.settings
         self.process = process
         cors = Cors(settings.gateway, ports)
-        limiter = limits.Limiter(settings.gateway.rate_limit_per_minute)
+        shared = Shared(process.db, process.master, settings.limits.patience_s)
+        self.limits = limits.Limits(settings.limits, shared=shared)
         metrics = health.Metrics()
         self.reads = Reads(process.db, settings.gateway, settings.tail.client_poll_s)
         self.waits = Waits(process.store, process.tail)
         self.authenticator = Authenticator(
-            self._look_up, cors, limiter, open_loopback=bool(settings.auth.open_loopback)
+            self._look_up, cors, self.limits, open_loopback=bool(settings.auth.open_loopback)
         )
         self.live = Feeds(process, self.reads, self.authenticator.is_revoked)
         api = Api(
@@ -120,7 +122,8 @@ class Gateway:
             logging_config=None,
         )
         _file_parameters(litestar.asgi_router.root_route_map_node)
-        self.app = Edge(Dispatch(served, litestar), cors, limiter)
+        meter = self.authenticator.meter
+        self.app = Edge(Dispatch(served, litestar), cors, meter, widely=self.limits.widely)
 
     async def _look_up(self, token_sha256: str) -> Principal | None:
         return await credentials.look_up(self.process.db, token_sha256)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from domain import errors, keys, tenants
+from infra.db import CONNECTION_LOST
 from services.gateway import dialects, headers, limits
 from services.gateway.cors import Cors
 
@@ -96,7 +97,7 @@ class Authenticator:
         self,
         lookup: Lookup,
         cors: Cors,
-        limiter: limits.Limiter,
+        counted: limits.Limits,
         *,
         open_loopback: bool = False,
         fresh_s: float = 5.0,
@@ -104,7 +105,7 @@ class Authenticator:
     ) -> None:
         self._lookup = lookup
         self._cors = cors
-        self._limiter = limiter
+        self._counted = counted
         self._open_loopback = open_loopback
         self._fresh_s = fresh_s
         self._clock = clock
@@ -145,7 +146,7 @@ class Authenticator:
     async def admit(self, scope: Any, dialect: dialects.Dialect, needs: str | None = None) -> Principal:
         """The principal of a request to a route of this dialect that needs this scope.
 
-        Also kept as `scope["user"]`. Raises Unauthenticated, Forbidden, RateLimited (family 3).
+        Also kept as `scope["user"]`. Raises Unauthenticated, Forbidden, RateLimited.
         """
         found = headers.of(scope)
         credential = found.get(b"authorization")
@@ -156,8 +157,7 @@ class Authenticator:
             principal = await self._bearer(credential)
         if principal is not None and principal.kind not in dialect.admits:
             principal = None
-        if dialect.family == 3:
-            self._meter(scope, principal)
+        await self._limit(scope, dialect, principal)
         if principal is None:
             raise errors.Unauthenticated
         if needs is not None and not principal.may(needs):
@@ -196,18 +196,36 @@ class Authenticator:
         origin = found.get(b"origin")
         return origin is None or self._cors.allows(origin)
 
-    def _meter(self, scope: Any, principal: Principal | None) -> None:
-        caller = f"{principal.tenant}/{principal.id}" if principal else address(scope)
-        allowance = self._limiter.take(caller)
-        scope[RATE] = allowance
-        if allowance.exceeded:
+    async def welcome(self, scope: Any, dialect: dialects.Dialect) -> None:
+        """Counts a request to a route that is open to anybody. Raises RateLimited."""
+        await self._limit(scope, dialect, None)
+
+    async def meter(self, scope: Any, dialect: dialects.Dialect) -> limits.Allowance | None:
+        """Counts a request that reached no route, for the credential that it shows."""
+        credential = headers.of(scope).get(b"authorization")
+        try:
+            principal = None if credential is None else await self._bearer(credential)
+        except CONNECTION_LOST:
+            principal = None
+        return await self._count(scope, dialect, principal)
+
+    async def _limit(self, scope: Any, dialect: dialects.Dialect, principal: Principal | None) -> None:
+        allowance = await self._count(scope, dialect, principal)
+        if allowance is not None and allowance.exceeded:
             raise errors.RateLimited(retry_after=allowance.reset_s)
 
-
-def address(scope: Any) -> str:
-    """The caller to count where there is no credential: the socket's address, whatever headers say."""
-    client = scope.get("client")
-    return f"address {client[0]}" if client else "address unknown"
+    async def _count(
+        self, scope: Any, dialect: dialects.Dialect, principal: Principal | None
+    ) -> limits.Allowance | None:
+        """For a user whichever session speaks, and for the address where no credential does."""
+        if not self._counted.counts(dialect.family):
+            return None
+        if principal is None or principal.kind == "loopback":
+            caller = self._counted.address(scope)
+        else:
+            caller = f"{principal.tenant}/{principal.actor}"
+        scope[RATE] = allowance = await self._counted.take(dialect.family, caller)
+        return allowance
 
 
 def is_loopback(scope: Any) -> bool:

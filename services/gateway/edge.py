@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from litestar.exceptions import LitestarException
@@ -11,22 +11,26 @@ from domain import errors
 from services.gateway import auth, bodies, dialects, headers, limits
 from services.gateway.cors import Cors
 
+Meter = Callable[[Any, dialects.Dialect], Awaitable[limits.Allowance | None]]
+
 
 class Edge:
     """Wraps the application. Refuses paths and queries that are not clean text, answers preflights,
     adds CORS and rate-limit headers, and turns what escaped the application into an answer."""
 
-    def __init__(self, app: Any, cors: Cors, limiter: limits.Limiter) -> None:
+    def __init__(self, app: Any, cors: Cors, meter: Meter | None = None, *, widely: bool = False) -> None:
+        """`meter` counts what reached no route; `widely` where not only family 3 is counted."""
         self._app = app
         self._cors = cors
-        self._limiter = limiter
+        self._meter = meter
+        self._widely = widely
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        origin = headers.of(scope).get(b"origin")
-        if origin is not None or scope["path"].startswith("/api/v1/"):
+        origin, path = headers.of(scope).get(b"origin"), scope["path"]
+        if origin is not None or path.startswith("/api/v1/") or "//" in path or self._widely:
             send = self._adding(scope, send, origin)
         if scope["method"] == "OPTIONS" and self._is_preflight(scope, origin):
             await self._cors.preflight(origin)(scope, receive, send)
@@ -46,24 +50,23 @@ class Edge:
         )
 
     def _adding(self, scope: Any, send: Any, origin: bytes | None) -> Any:
-        dialect = dialects.by_path(scope["path"])
-        metered = dialect.family == 3
-        shared = origin is not None and dialect.family != 5
-        if not metered and not shared:
-            return send
+        shared = origin is not None and dialects.by_path(scope["path"]).family != 5
 
         async def adding(message: Any) -> None:
             if message["type"] == "http.response.start":
-                added: Iterable[headers.Pair] = self._rate(scope).headers() if metered else ()
+                added = await self._rate(scope)
                 cross = self._cors.headers(origin) if shared and origin is not None else ()
                 message = {**message, "headers": [*message.get("headers", ()), *added, *cross]}
             await send(message)
 
         return adding
 
-    def _rate(self, scope: Any) -> limits.Allowance:
+    async def _rate(self, scope: Any) -> Sequence[headers.Pair]:
+        """What is left; where nothing was counted, because no route was reached, this request is counted now."""
         counted: limits.Allowance | None = scope.get(auth.RATE)
-        return counted or self._limiter.take(auth.address(scope))
+        if counted is None and self._meter is not None:
+            counted = await self._meter(scope, dialects.of(scope))
+        return () if counted is None else counted.headers()
 
     async def _rescue(self, error: Exception, scope: Any, receive: Any, send: Any) -> None:
         if type(error) is LitestarException and isinstance(error.__cause__, Exception):

@@ -185,6 +185,8 @@ class Endpoint:
         call = Call(self._api, route, scope, receive)
         if not (route.open or (route.loopback_or is not None and is_loopback(scope))):
             call.principal = await self._api.authenticator.admit(scope, route.dialect, route.needs or route.loopback_or)
+        else:
+            await self._api.authenticator.welcome(scope, route.dialect)
         if route.method != "GET":
             headers.idempotency_key(call.fields)  # a key that is none is refused, also where nothing is recorded
         return await route.handler(call)

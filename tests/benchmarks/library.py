@@ -14,8 +14,9 @@ from tests.journeys.libraries import user
 from tests.journeys.system import System
 
 SETTINGS = """
+[limits]
+family3 = 0
 [gateway]
-rate_limit_per_minute = 100000000
 connections = 100000
 """
 

@@ -61,8 +61,8 @@ def clock() -> Clock:
 
 def gate(stored: Keys, clock: Clock, *, open_loopback: bool = False, limit: int = 100) -> Authenticator:
     cors = Cors(config.Gateway(cors_origins=["https://app.example.com"]))
-    limiter = limits.Limiter(limit, clock)
-    return Authenticator(stored.look_up, cors, limiter, open_loopback=open_loopback, fresh_s=5.0, clock=clock)
+    counted = limits.Limits(config.Limits(family3=limit), clock)
+    return Authenticator(stored.look_up, cors, counted, open_loopback=open_loopback, fresh_s=5.0, clock=clock)
 
 
 def request(token: str | None = None, client: str = "127.0.0.1", **headers: str) -> dict[str, Any]:
@@ -168,7 +168,7 @@ async def test_a_key_revoked_while_it_is_looked_up_is_refused(stored: Keys, cloc
         admission.revoke("k0")
         return found
 
-    admission = Authenticator(slowly, Cors(config.Gateway()), limits.Limiter(100), clock=clock)
+    admission = Authenticator(slowly, Cors(config.Gateway()), limits.Limits(config.Limits()), clock=clock)
     for _ in range(2):
         with pytest.raises(errors.Unauthenticated):
             await admission.admit(request(token), JOBS)
@@ -237,21 +237,21 @@ async def test_no_more_than_the_limit_in_any_minute(clock: Clock) -> None:
     accepted: list[float] = []
     for step in range(2400):
         clock.now = 1000 + step * 0.1 if step % 700 < 650 else clock.now
-        if not limiter.take("k").exceeded:
+        if not (await limiter.take("k")).exceeded:
             accepted.append(clock.now)
 
     assert len(accepted) > 300
     assert max(sum(1 for at in accepted if start <= at < start + 60) for start in accepted) <= 100
-    assert not limiter.take("another").exceeded
+    assert not (await limiter.take("another")).exceeded
 
 
 async def test_an_allowance_says_what_is_left_and_when_to_come_back(clock: Clock) -> None:
     limiter = limits.Limiter(2, clock)
-    first, second, third = (limiter.take("k") for _ in range(3))
+    first, second, third = [await limiter.take("k") for _ in range(3)]
 
     assert [(one.remaining, one.exceeded) for one in (first, second, third)] == [(1, False), (0, False), (0, True)]
     clock.now += third.reset_s
-    assert not limiter.take("k").exceeded
+    assert not (await limiter.take("k")).exceeded
 
 
 async def test_family_3_is_counted_by_credential_and_else_by_address(stored: Keys, clock: Clock) -> None:
@@ -274,8 +274,8 @@ async def test_family_3_is_counted_by_credential_and_else_by_address(stored: Key
 @pytest.fixture
 async def url(serve: Any, stored: Keys) -> str:
     cors = Cors(config.Gateway(cors_origins=["https://app.example.com"]), ports=[4711])
-    limiter = limits.Limiter(5)
-    admission = Authenticator(stored.look_up, cors, limiter, open_loopback=True)
+    counted = limits.Limits(config.Limits(family3=5))
+    admission = Authenticator(stored.look_up, cors, counted, open_loopback=True)
 
     @asgi("/api/sync/jobs", copy_scope=False)
     async def jobs(scope: Scope, receive: Receive, send: Send) -> None:
@@ -290,7 +290,7 @@ async def url(serve: Any, stored: Keys) -> str:
     app = Litestar(
         [jobs, health], exception_handlers={Exception: dialects.handle}, openapi_config=None, logging_config=None
     )
-    found: str = await serve(Edge(app, cors, limiter))
+    found: str = await serve(Edge(app, cors, admission.meter))
     return found
 
 

@@ -17,7 +17,7 @@ from litestar.types import Receive, Scope, Send
 
 from domain import errors
 from infra import config
-from services.gateway import bodies, dialects, limits
+from services.gateway import bodies, dialects
 from services.gateway.cors import Cors
 from services.gateway.edge import Edge
 
@@ -152,9 +152,8 @@ async def take(scope: Scope, receive: Receive, send: Send) -> None:
 
 @pytest.fixture
 def app() -> Edge:
-    limiter = limits.Limiter(1_000_000)
     made = Litestar([take], exception_handlers={Exception: dialects.handle}, openapi_config=None, logging_config=None)
-    return Edge(made, Cors(config.Gateway()), limiter)
+    return Edge(made, Cors(config.Gateway()))
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from litestar.types import Receive, Scope, Send
 
 from domain import errors
 from infra import config
-from services.gateway import bodies, dialects, limits
+from services.gateway import bodies, dialects
 from services.gateway.cors import Cors
 from services.gateway.dialects import EONACAT, JOBS, NETWORK, OURS, PINAKES, WINGS
 from services.gateway.edge import Edge
@@ -255,7 +255,7 @@ async def url(serve: Any) -> str:
         openapi_config=None,
         logging_config=None,
     )
-    found: str = await serve(Edge(app, Cors(config.Gateway()), limits.Limiter(1000)))
+    found: str = await serve(Edge(app, Cors(config.Gateway())))
     return found
 
 

@@ -33,8 +33,8 @@ PATIENCE_S = 60.0
 
 #: Quick timers, patience with processes that a test has stopped, and no limit on requests.
 QUICK = """
-[gateway]
-rate_limit_per_minute = 1000000
+[limits]
+family3 = 1000000
 [jobs]
 beat_s = 0.3
 lease_s = 2.0
