@@ -243,6 +243,23 @@ class Blobs(Struct, forbid_unknown_fields=True):
     url: str = ""
 
 
+class Panel(Struct, forbid_unknown_fields=True):
+    """Whose servers this node runs. `token` is what the Panel shows, too; `ca_file` who vouches for its certificate,
+    where that is not one of the machine's authorities. A question is asked again for `budget_s`, each time for
+    `timeout_s` at most: the Panel itself gives up after 15 s. All servers are listed every `list_s` (0: at the start
+    only); what would suspend or lose more than `max_change_fraction` of them at once is held."""
+
+    url: str = ""
+    token_id: str = ""
+    token: str = ""
+    ca_file: str = ""
+    timeout_s: Seconds = 8.0
+    budget_s: Seconds = 10.0
+    connections: Positive = 32
+    list_s: Annotated[float, Meta(ge=0)] = 300.0
+    max_change_fraction: Annotated[float, Meta(gt=0, le=1)] = 0.2
+
+
 class Up(Struct, forbid_unknown_fields=True):
     """How patient the supervisor is: with a first sign of life, with silence after it, and at the end.
 
@@ -290,6 +307,7 @@ class Settings(Struct, forbid_unknown_fields=True):
     library: Library = field(default_factory=Library)
     webhooks: Webhooks = field(default_factory=Webhooks)
     blobs: Blobs = field(default_factory=Blobs)
+    panel: Panel = field(default_factory=Panel)
     up: Up = field(default_factory=Up)
     integrations: list[IntegrationDeclared] = field(default_factory=list)
 
