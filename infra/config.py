@@ -29,10 +29,17 @@ class Database(Struct, forbid_unknown_fields=True):
 
 class Nats(Struct, forbid_unknown_fields=True):
     """`url` replaces the embedded server. `replicas` is 3 on a cluster. `passwords` are those of the users `gateway`,
-    `worker`, `core` and `relay`; who finds none there connects as the address says."""
+    `worker`, `core`, `relay` and `feeds`; who finds none there connects as the address says. `issuer` is the secret
+    that signs for consumers from outside, `public_url` where they are told to connect; `consumer_rate` is how many
+    requests and acknowledgements a second each may send, `consumer_check_s` how often those that may no longer be
+    here are looked for."""
 
     url: str = ""
     passwords: dict[str, str] = field(default_factory=dict)
+    issuer: str = ""
+    public_url: str = ""
+    consumer_rate: Positive = 20_000
+    consumer_check_s: Seconds = 10.0
     replicas: Positive = 1
     max_age_s: Annotated[float, Meta(ge=0)] = 7 * 86400.0
     max_bytes: int = -1

@@ -213,7 +213,7 @@ def _given(dotted: str, tree: Mapping[str, Any]) -> str:
     value: Any = tree
     for part in dotted.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
-    secret = dotted.endswith(("url", "passwords")) or dotted == "integrations"
+    secret = dotted.endswith(("url", "passwords", "issuer", "token")) or dotted == "integrations"
     return "" if value is None or secret else f", got {value!r:.80}"
 
 

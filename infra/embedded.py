@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from infra import identity, permissions, processes
+from infra import callout, identity, permissions, processes
 from infra.servers import Failed, Server, end_all
 
 OWNER = "undrift_owner"
@@ -262,6 +262,11 @@ class Nats(Server):
         """Those of the users for our processes."""
         return {user: processes.secret(self.directory / "secrets" / f"nats.{user}") for user in permissions.USERS}
 
+    @property
+    def issuer(self) -> str:
+        """The secret of who signs for consumers from outside."""
+        return processes.secret(self.directory / "secrets" / "nats.issuer")
+
     def _password(self) -> str:
         return processes.secret(self.directory / "secrets" / "nats.password")
 
@@ -271,9 +276,9 @@ class Nats(Server):
             "host": "127.0.0.1",
             "port": self.port,
             "max_payload": 1024 * 1024,
-            "authorization": {
-                "users": [{"user": NATS_USER, "password": self._password()}, *permissions.users(self.passwords)]
-            },
+            "accounts": permissions.accounts(self._password(), self.passwords),
+            "system_account": permissions.SYSTEM,
+            "authorization": permissions.callout(callout.Issuer(self.issuer).public),
             "jetstream": {"store_dir": str(self.home), "sync_interval": "1s"},
             "ports_file_dir": str(self.home),
             "pid_file": str(self._pid_file),
@@ -286,6 +291,7 @@ class Nats(Server):
     def _launch(self) -> subprocess.Popen[bytes]:
         for stale in self.home.glob("*.ports"):
             stale.unlink(missing_ok=True)
+        shutil.rmtree(self.home / "jetstream" / "$G", ignore_errors=True)  # of a release before there were accounts
         # NATS reads JSON; a plain file of its own syntax would want other escapes
         text = json.dumps(self._configuration(), ensure_ascii=False, indent=1)
         processes.write_private(self._file, text.encode())

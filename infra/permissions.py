@@ -1,4 +1,5 @@
-"""Who may say and hear what over NATS: a user for each kind of process, with what its work needs and nothing more.
+"""Who may say and hear what over NATS: a user for each kind of process, with what its work needs and nothing more,
+and an account apart for consumers from outside.
 
 `infra/deploy/nats.conf` says the same in the server's own words; one test tries both.
 """
@@ -12,6 +13,20 @@ from typing import Any, NamedTuple
 _EVENTS = "evt.>"
 _GOVERNS = ("INFO", "CREATE", "UPDATE", "DELETE", "PURGE", "MSG.GET")
 _READERS = ("CREATE", "DELETE")
+_ACKS = "$JS.ACK.EVENTS.>"
+_CONNZ = "$SYS.REQ.SERVER.PING.CONNZ"
+
+#: Ours, where the stream is; that of consumers from outside, where there is nothing; and the server's own.
+OURS, OUTSIDE, SYSTEM = "UNDRIFT", "CONSUMERS", "SYSTEM"
+#: Who asks the server for a connection's place is answered by this user, who also hears what consumers ask for.
+GATE = "feeds"
+AUTHORISE = "$SYS.REQ.USER.AUTH"
+KICK = "$SYS.REQ.SERVER.*.KICK"
+CONNECTIONS = "feeds.connections"
+#: What consumers say is heard below the one, and what is said below the other they hear in their inboxes.
+SAID, TOLD = "feeds.in", "feeds.out"
+#: A credential's consumers that acknowledge: one of its own name, and so many more with a number.
+_NUMBERED = 9
 
 
 class May(NamedTuple):
@@ -40,7 +55,65 @@ USERS: Mapping[str, May] = {
     "core": May(("$JS.FC.EVENTS.>",), (f"{inbox('core')}.>",)),
     "gateway": May(("ask.*",), (f"{inbox('gateway')}.>",)),
     "worker": May((f"{inbox('gateway')}.>",), ("ask.* workers", f"{inbox('worker')}.>")),
+    GATE: May(
+        (
+            f"{TOLD}.>",
+            "$SYS._INBOX.>",
+            KICK,
+            CONNECTIONS,
+            "$JS.API.STREAM.INFO.EVENTS",
+            "$JS.API.CONSUMER.NAMES.EVENTS",
+            *(f"$JS.API.CONSUMER.{verb}.EVENTS.>" for verb in ("CREATE", "INFO", "DELETE", "MSG.NEXT")),
+            "$JS.ACK.EVENTS.>",
+        ),
+        (f"{AUTHORISE} {GATE}", f"{SAID}.> {GATE}", f"{inbox(GATE)}.>"),
+    ),
 }
+
+
+def acknowledging(id: str) -> tuple[str, ...]:
+    """The consumers of a credential that may acknowledge: subjects cannot tell a name by how it begins."""
+    return (id, *(f"{id}-{number}" for number in range(1, _NUMBERED + 1)))
+
+
+def consumer(id: str) -> May:
+    """A credential for outside: it asks in its own name alone, and is answered in its own inboxes."""
+    acks = (f"$JS.ACK.EVENTS.{name}.>" for name in acknowledging(id))
+    return May((f"$JS.{id}.API.>", *acks), (f"{inbox(id)}.>",))
+
+
+def accounts(password: str, passwords: Mapping[str, str]) -> dict[str, Any]:
+    """As the server's configuration has them; `password` is that of `system`, who may do everything in ours.
+
+    Streams, not services, lie between the accounts: the answer to a service goes wherever the asker says, be it into
+    what another one asks.
+    """
+    heard = [{"stream": {"account": OUTSIDE, "subject": each}, "prefix": SAID} for each in ("$JS.*.API.>", _ACKS)]
+    watched = {"service": {"account": SYSTEM, "subject": _CONNZ}, "to": CONNECTIONS}
+    return {
+        OURS: {
+            "jetstream": "enabled",
+            "users": [{"user": "system", "password": password}, *users(passwords)],
+            "imports": [*heard, watched, {"service": {"account": SYSTEM, "subject": KICK}}],
+            "exports": [{"stream": f"{TOLD}.>", "accounts": [OUTSIDE]}],
+        },
+        OUTSIDE: {
+            "imports": [{"stream": {"account": OURS, "subject": f"{TOLD}.>"}, "to": "_INBOX.>"}],
+            "exports": [{"stream": each, "accounts": [OURS]} for each in ("$JS.*.API.>", _ACKS)],
+        },
+        SYSTEM: {
+            "exports": [
+                {"service": KICK, "accounts": [OURS]},
+                {"service": _CONNZ, "response_type": "stream", "accounts": [OURS]},
+            ]
+        },
+    }
+
+
+def callout(issuer: str) -> dict[str, Any]:
+    """Whoever is none of our users is asked about; ours come in whether or not somebody is there to answer.
+    `issuer` is the public key of who signs the answers."""
+    return {"timeout": 4, "auth_callout": {"issuer": issuer, "account": OURS, "auth_users": ["system", *USERS]}}
 
 
 def users(passwords: Mapping[str, str]) -> list[dict[str, Any]]:
