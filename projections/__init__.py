@@ -1,6 +1,18 @@
 """The read models, in one visible list."""
 
-from projections import accounts, collections, devices, integrations, jobs, keys, library, network, tenants, usage
+from projections import (
+    accounts,
+    collections,
+    devices,
+    integrations,
+    jobs,
+    keys,
+    library,
+    network,
+    tenants,
+    usage,
+    webhooks,
+)
 from projections.table import Projection
 
 ALL: tuple[Projection, ...] = (
@@ -14,4 +26,5 @@ ALL: tuple[Projection, ...] = (
     accounts,
     devices,
     usage,
+    webhooks,
 )

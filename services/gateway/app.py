@@ -32,6 +32,7 @@ from services.gateway import (
     revert,
     tus,
     uploads,
+    webhooks_routes,
 )
 from services.gateway.auth import Authenticator, Principal
 from services.gateway.condition import Conditions
@@ -67,6 +68,7 @@ def routes(metrics: health.Metrics) -> Sequence[Route]:
         *download.ROUTES,
         *network.routes(),
         *feeds.ROUTES,
+        *webhooks_routes.ROUTES,
         *feeds_position.ROUTES,
         *health.routes(metrics),
     )
