@@ -23,6 +23,7 @@ VERSION = "Undrift-Version"
 SCHEMA = "Undrift-Schema"
 METADATA = "Undrift-Metadata"
 HASH = "Undrift-Hash"
+CLEAR = "Undrift-Clear"
 MAC = "Undrift-Mac"
 
 _SOURCE = "urn:undrift:"
@@ -97,27 +98,36 @@ class Envelope:
         self._prefix = f"{epoch} ".encode()
 
     def pack(self, note: LogNotification, max_bytes: int = 1024 * 1024) -> Sealed:
-        """The message of a stored event. One that is larger than `max_bytes` goes without state and metadata."""
-        time = note.recorded_at.isoformat().replace("+00:00", "Z")
-        mac = self._mac(note.id, time, note.hash)
-        stream = str(note.originator_id)
-        lead = (
-            f"ce-specversion: 1.0\r\nce-id: {note.event_id}\r\nce-type: {_attribute(note.topic)}\r\n"
-            f"ce-source: {_SOURCE}{_attribute(note.tenant)}\r\nce-time: {time}\r\nce-subject: {_attribute(stream)}\r\n"
-            f"{POSITION}: {note.id}\r\n{EPOCH}: {self.epoch}\r\n{MAC}: {mac}\r\n"
-        )
+        """The message of an event. One that is larger than `max_bytes` goes without state and metadata.
+
+        What is stored cannot be told from personal fields that travel in clear: such a message names the stored hash,
+        and its MAC is of that hash and of all that travels.
+        """
         body = (
             f"{VERSION}: {note.originator_version}\r\n{SCHEMA}: {note.schema_version}\r\n"
             f"{METADATA}: {_escape(_ODD_JSON, note.metadata)}\r\n"
         )
+        digest = note.hash
+        if note.clear:
+            body += f"{CLEAR}: {digest.hex()}\r\n"
+            digest += _hash_of(note)
         subject = subjects.event(note.tenant, _owner_of(note.metadata), note.topic)
-        headers = (lead + body).encode()
+        headers = (self._lead(note, digest) + body).encode()
         if len(headers) > _MAX_HEADERS or len(headers) + len(note.state) + _SLACK > max_bytes:
-            return Sealed(subject, f"{lead}{HASH}: {note.hash.hex()}\r\n".encode(), b"")
+            return Sealed(subject, f"{self._lead(note, note.hash)}{HASH}: {note.hash.hex()}\r\n".encode(), b"")
         return Sealed(subject, headers, note.state)
 
+    def _lead(self, note: LogNotification, digest: bytes) -> str:
+        time = note.recorded_at.isoformat().replace("+00:00", "Z")
+        return (
+            f"ce-specversion: 1.0\r\nce-id: {note.event_id}\r\nce-type: {_attribute(note.topic)}\r\n"
+            f"ce-source: {_SOURCE}{_attribute(note.tenant)}\r\nce-time: {time}\r\n"
+            f"ce-subject: {_attribute(str(note.originator_id))}\r\n"
+            f"{POSITION}: {note.id}\r\n{EPOCH}: {self.epoch}\r\n{MAC}: {self._mac(note.id, time, digest)}\r\n"
+        )
+
     def unpack(self, headers: Mapping[str, str] | None, data: bytes) -> LogNotification | Verdict:
-        """The stored event of a message: only what carries our epoch and verifies is believed."""
+        """The event of a message, as it travels: only what carries our epoch and verifies is believed."""
         if headers is None or headers.get(EPOCH) != str(self.epoch):
             return Verdict.FOREIGN
         try:
@@ -135,7 +145,8 @@ class Envelope:
         version, schema_version = int(headers[VERSION]), int(headers[SCHEMA])
         event_id, metadata = UUID(headers["ce-id"]), unquote(headers[METADATA])
         digest = content_hash(tenant, stream, version, topic, schema_version, event_id, metadata, data)
-        if not hmac.compare_digest(mac, self._mac(position, time, digest)):
+        stored = bytes.fromhex(headers[CLEAR]) if CLEAR in headers else b""
+        if not hmac.compare_digest(mac, self._mac(position, time, stored + digest)):
             return Verdict.FORGED
         return LogNotification(
             originator_id=stream,
@@ -147,12 +158,27 @@ class Envelope:
             schema_version=schema_version,
             event_id=event_id,
             metadata=metadata,
-            hash=digest,
+            hash=stored or digest,
             recorded_at=datetime.fromisoformat(time),
+            clear=bool(stored),
         )
 
     def _mac(self, position: int, time: str, digest: bytes) -> str:
         return hmac.digest(self._key, self._prefix + f"{position} {time} ".encode() + digest, "sha256").hex()
+
+
+def _hash_of(note: LogNotification) -> bytes:
+    """That of the event as it travels."""
+    return content_hash(
+        note.tenant,
+        str(note.originator_id),
+        note.originator_version,
+        note.topic,
+        note.schema_version,
+        note.event_id,
+        note.metadata,
+        note.state,
+    )
 
 
 def claimed(raw: bytes) -> int | None:

@@ -15,6 +15,8 @@ CHANNEL = "undrift_log"
 
 #: Told the position the log has certainly passed, or None when anything may have happened.
 Hint = Callable[[int | None], None]
+#: Told what was said on a channel, or None when something may have been missed.
+Notice = Callable[[str | None], None]
 #: Asked with the contexts of what was appended, where they are known, whether to be told.
 Wants = Callable[[frozenset[str]], bool]
 
@@ -25,6 +27,11 @@ class Hints:
     def __init__(self, database: Database, retry_s: float = 0.2, channel: str = CHANNEL, look_s: float = 5.0) -> None:
         self._database, self._retry_s, self._channel, self._look_s = database, retry_s, channel, look_s
         self._hints: list[tuple[Hint, Wants | None]] = []
+        self._others: list[tuple[str, Notice]] = []
+
+    def hear(self, channel: str, notice: Notice) -> None:
+        """Also listens on another channel. To be said before `run`."""
+        self._others.append((channel, notice))
 
     def subscribe(self, hint: Hint, wants: Wants | None = None) -> Callable[[], None]:
         """The answer ends it."""
@@ -54,6 +61,10 @@ class Hints:
             with naming_loss(connection):
                 connection.add_termination_listener(lambda _: ended.set())
                 await connection.add_listener(self._channel, self._notified)
+                for channel, _ in self._others:
+                    await connection.add_listener(channel, self._heard)
+                for _, notice in self._others:
+                    notice(None)
                 self._tell(None)  # what was said in between was missed
                 while not ended.is_set():
                     try:
@@ -68,6 +79,11 @@ class Hints:
         text, *contexts = str(payload).split(" ")
         passed = int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else None
         self._tell(passed, frozenset(contexts) if contexts else None)
+
+    def _heard(self, _connection: object, _pid: int, channel: str, payload: object) -> None:
+        for one, notice in self._others:
+            if one == channel:
+                notice(str(payload))
 
     def _tell(self, passed: int | None, contexts: frozenset[str] | None = None) -> None:
         for hint, wants in list(self._hints):

@@ -14,6 +14,15 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from infra import processes
 from infra.db import Database
 
+#: Where processes hear whose key was destroyed: `<tenant> <subject>`.
+ERASED = "undrift_erased"
+_DESTROY = (
+    "with gone as (insert into undrift_keys.subjects values ($1, $2, null, default, clock_timestamp())"
+    " on conflict (tenant, subject) do update set wrapped = null,"
+    " erased_at = coalesce(subjects.erased_at, excluded.erased_at) returning tenant, subject)"
+    f" select pg_notify('{ERASED}', tenant || ' ' || subject) from gone"
+)
+
 
 class Undecipherable(Exception):
     """The ciphertext does not belong to this key."""
@@ -55,7 +64,8 @@ def unseal(key: bytes, sealed: bytes, context: str) -> bytes:
 class Keyring:
     """The keys of persons, wrapped by the master key in a table apart from the log.
 
-    `ensure` and `load` bring keys into memory; `key` reads them there. A destroyed key stays destroyed.
+    `ensure` and `load` bring keys into memory; `key` reads them there. A destroyed key stays destroyed, and whoever
+    hears of it forgets what is remembered.
     """
 
     def __init__(self, database: Database, master: bytes) -> None:
@@ -66,6 +76,18 @@ class Keyring:
     def key(self, tenant: str, subject: str) -> bytes | None:
         """The key of a person that was loaded; None when it was destroyed or never made."""
         return self._keys.get((tenant, subject))
+
+    def erased(self, tenant: str, subject: str) -> bool:
+        """Whether a person was looked up and their key is known to be destroyed."""
+        return self._keys.get((tenant, subject), b"") is None
+
+    def forget(self, told: str | None) -> None:
+        """Drops what is remembered of the person that a notice on ERASED names, or of all: they are looked up again."""
+        if told is None:
+            self._keys.clear()
+        else:
+            tenant, _, subject = told.partition(" ")
+            self._keys.pop((tenant, subject), None)
 
     async def ensure(self, tenant: str, subject: str) -> None:
         """Makes the person's key unless there is one."""
@@ -96,12 +118,7 @@ class Keyring:
 
     async def destroy(self, tenant: str, subject: str) -> None:
         """Erases the person: what was sealed under the key can never be read again."""
-        await self._database.execute(
-            "insert into undrift_keys.subjects values ($1, $2, null, default, clock_timestamp())"
-            " on conflict (tenant, subject) do update set wrapped = null, erased_at = clock_timestamp()",
-            tenant,
-            subject,
-        )
+        await self._database.execute(_DESTROY, tenant, subject)
         self._keys[tenant, subject] = None
 
 

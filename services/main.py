@@ -41,7 +41,8 @@ log = structlog.get_logger("process")
 @dataclass
 class Process:
     """What the roles of one process share. `governor` is the connection that may write the stream and make its
-    consumers, in processes that have to; elsewhere, and without a password for it, it is the `bus`."""
+    consumers, in processes that have to; elsewhere, and without a password for it, it is the `bus`. `news` says that
+    the log may be another history, `renewed` that it is."""
 
     name: str
     settings: config.Settings
@@ -59,6 +60,8 @@ class Process:
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     announced: dict[str, object] = field(default_factory=dict)
     writing: asyncio.Task[None] | None = None
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    renewed: bool = False
 
     @functools.cached_property
     def contents(self) -> Contents:
@@ -73,6 +76,10 @@ _BACKGROUND = 5
 _GOVERNOR = "relay"
 #: How often a process that waits for Postgres says so.
 _SAYS_S = 10.0
+#: How often a process looks whether its log is still the same history, if nobody tells it.
+_LOOKS_S, _AGAIN_S = 5.0, 0.5
+#: The exit code of a process that wants to be started again (EX_TEMPFAIL).
+_AGAIN = 75
 #: Objects made before the collector looks through the young ones; most of ours die without it.
 _YOUNG = 20_000
 
@@ -89,7 +96,8 @@ async def process(
     master = secrets.load_master(settings.directory)
     db, epoch = await _reached(name, settings)
     writer = Writer(db, settings.eventstore)
-    store = Store(db, Mapper(events.REGISTRY, keyring=secrets.Keyring(db, master)), writer)
+    keyring = secrets.Keyring(db, master)
+    store = Store(db, Mapper(events.REGISTRY, keyring=keyring), writer)
     bus = governor = Bus(settings.nats.url, settings.nats, name=name, user=name)
     if feed and _GOVERNOR in settings.nats.passwords:
         governor = Bus(settings.nats.url, settings.nats, name=f"{name} {_GOVERNOR}", user=_GOVERNOR)
@@ -97,6 +105,7 @@ async def process(
     poll_s = settings.tail.client_poll_s if clients else settings.tail.poll_s
     mac = secrets.derive(master, "relay mac")
     tail = Tail(store, bus, settings.tail, mac, epoch, feed=feed, poll_s=poll_s, governor=governor)
+    tail.hints.hear(secrets.ERASED, keyring.forget)
     owner = f"{name}@{socket.gethostname()}/{os.getpid()}/{os.urandom(4).hex()}"
     leases = Leases(db, owner, settings.jobs.lease_s)
     built = Process(
@@ -113,6 +122,7 @@ async def process(
         blobs=Blobs(settings.directory / "blobs"),
         epoch=epoch,
     )
+    tail.hints.hear(epochs.CHANNEL, lambda _: built.news.set())
     writing = built.writing = asyncio.create_task(writer.run())
     try:
         for each in buses:
@@ -146,7 +156,9 @@ async def _reached(name: str, settings: config.Settings) -> tuple[Database, int]
             await migrate(settings.database.url)
             if settings.database.durable:
                 await assert_durable(db)
-            return db, await epochs.open_epoch(db)
+            epoch = await epochs.open_epoch(db, epochs.remembered(settings.directory))
+            epochs.remember(settings.directory, epoch)
+            return db, epoch
         except CONNECTION_LOST as error:
             await db.close()
             reason, waited_s = type(error).__name__, time.monotonic() - begun
@@ -160,8 +172,9 @@ async def _reached(name: str, settings: config.Settings) -> tuple[Database, int]
         await asyncio.sleep(0.2)
 
 
-async def serve(name: str, roles: Mapping[str, Role], settings: config.Settings, **options: bool) -> None:
-    """Runs the roles until SIGTERM or SIGINT; a role that ends by itself ends the process with its error."""
+async def serve(name: str, roles: Mapping[str, Role], settings: config.Settings, **options: bool) -> bool:
+    """Runs the roles until SIGTERM or SIGINT, or until another epoch begins: then it is to be started again, and the
+    answer is True. A role that ends by itself ends the process with its error."""
     stop, begun = asyncio.Event(), asyncio.Event()
     serving = asyncio.create_task(_serve(name, roles, settings, options, stop, begun))
 
@@ -174,10 +187,11 @@ async def serve(name: str, roles: Mapping[str, Role], settings: config.Settings,
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, end)
     try:
-        await serving
+        return await serving
     except asyncio.CancelledError:
         if begun.is_set() or not stop.is_set():
             raise
+        return False
 
 
 async def _serve(
@@ -187,13 +201,14 @@ async def _serve(
     options: Mapping[str, bool],
     stop: asyncio.Event,
     begun: asyncio.Event,
-) -> None:
+) -> bool:
     async with process(name, settings, **options) as built, asyncio.TaskGroup() as group:
         begun.set()
         running = [group.create_task(_named(role, built), name=key) for key, role in roles.items()]
         running.append(group.create_task(supervised.announce(built.announced, built.ready)))
         running.append(group.create_task(_spare_collections(built)))
         running.append(group.create_task(_named(_writes, built), name="writer"))
+        running.append(group.create_task(_watch_epoch(built, stop), name="epoch"))
         if not options.get("clients"):
             built.ready.set()  # who has clients says so itself, once it serves them
         log.info("started", process=name, roles=list(roles), epoch=built.epoch)
@@ -202,6 +217,30 @@ async def _serve(
         log.info("stopping", process=name)
         for task in running:
             task.cancel()
+    return built.renewed
+
+
+async def _watch_epoch(built: Process, stop: asyncio.Event) -> None:
+    """Ends the process in order when its log has become another history, while it ran: what it has in memory is of the
+    one before. Whoever keeps it running starts it again."""
+    while True:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LOOKS_S):
+                await built.news.wait()
+        built.news.clear()
+        try:
+            epoch = await epochs.present(built.db)
+            if epoch is None:  # restored, or copied, into the server behind the same address
+                epoch = await epochs.open_epoch(built.db, epochs.remembered(built.settings.directory))
+        except (*CONNECTION_LOST, asyncpg.PostgresError):
+            await asyncio.sleep(_AGAIN_S)  # it may be being restored at this moment
+            built.news.set()
+            continue
+        if epoch != built.epoch:
+            log.warning("another epoch has begun: this process starts again", epoch=epoch, before=built.epoch)
+            built.renewed = True
+            stop.set()
+            return
 
 
 async def _spare_collections(built: Process) -> None:
@@ -247,8 +286,8 @@ def main(name: str, roles: Callable[[argparse.Namespace], Mapping[str, Role]], *
         configfile.check_proxies(settings)
         blobs_remote.check(settings.blobs.url)
         logging.setup(settings.log)
-        uvloop.run(serve(name, roles(arguments), settings, **options))
+        again = uvloop.run(serve(name, roles(arguments), settings, **options))
     except (config.InvalidSetting, NotDurable, Drift, Unreachable) as error:
         print(f"undrift {name}: {error}", file=sys.stderr)  # noqa: T201
         return 1 if isinstance(error, Unreachable) else 2
-    return 0
+    return _AGAIN if again else 0

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -17,6 +18,7 @@ from infra.bus import Bus
 from infra.db import CONNECTION_LOST
 from infra.envelope import HASH, Envelope, Recent, Sealed, Verdict, position_of
 from infra.eventstore import epochs, seals
+from infra.eventstore.epochs import NewEpoch
 from infra.eventstore.mapper import LogNotification
 from infra.eventstore.store import Store
 from infra.feed import STREAM
@@ -44,10 +46,6 @@ TRACKED = "relay"
 _REPORT = (
     "insert into undrift.tracking as t values ($1, 1, $2) on conflict (projection, generation) do update set pos = $2"
 )
-
-
-class NewEpoch(Exception):
-    """The log is another history than the one this process started with: it has to start again."""
 
 
 class Status(Struct):
@@ -210,25 +208,53 @@ class Relay:
 
     async def _pack(self, notes: Sequence[LogNotification]) -> list[Sealed]:
         packed: list[Sealed] = []
+        mapper = self._store.mapper
+        if mapper.keyring is not None and (persons := mapper.subjects(notes)):
+            await mapper.keyring.load(persons)
         for start in range(0, len(notes), _CHUNK):
-            packed += [self._envelope.pack(note, self._bus.max_bytes) for note in notes[start : start + _CHUNK]]
+            for note in map(self._travelling, notes[start : start + _CHUNK]):
+                packed.append(self._envelope.pack(note, self._bus.max_bytes))
+                if self._recent is not None:
+                    self._recent.keep(note, packed[-1])
             await asyncio.sleep(0)
-        if self._recent is not None:
-            for note, sealed in zip(notes, packed, strict=True):
-                self._recent.keep(note, sealed)
         return packed
+
+    def _travelling(self, note: LogNotification) -> LogNotification:
+        """As consumers outside can read it: with personal fields in clear."""
+        clear = self._store.mapper.clear(note)
+        return note if clear is None else replace(note, state=clear, clear=True)
 
     async def compare(self) -> None:
         """Compares the stream with the log and continues behind its last message; where they differ it is made anew."""
         if await epochs.current(self._store.database) != self._envelope.epoch:
             raise NewEpoch
         state, difference = await self._look()
+        if difference is not None and await self._knows_more():
+            log.warning("the log has lost what was relayed: another epoch begins", reason=difference, head=self._head)
+            await epochs.advance(self._store.database)
+            raise NewEpoch
         if state is None or difference is not None:
             log.warning("the stream is made anew", reason=difference, head=self._head)
             await self._renew()
         else:
             self.position = state.last
         self._compared = _now()
+
+    async def _knows_more(self) -> bool:
+        """Whether the last message is ours, of this epoch, and not what the log says: an older log was restored in the
+        place of the one that it was copied from."""
+        stored = await self._stream.newest(subjects.EVENTS)
+        if stored is None or position_of(stored.headers) != stored.sequence:
+            return False
+        verdict = self._envelope.unpack(stored.headers, stored.data)
+        if verdict in (Verdict.FOREIGN, Verdict.FORGED):
+            return False
+        return not await self._is_logged(stored, verdict)
+
+    async def _is_logged(self, stored: jetstream.Stored, verdict: LogNotification | Verdict) -> bool:
+        digest = verdict.hash.hex() if isinstance(verdict, LogNotification) else stored.headers[HASH]
+        notes = await self._store.read_raw(stored.sequence - 1, 1)
+        return bool(notes) and notes[0].id == stored.sequence and notes[0].hash.hex() == digest
 
     async def difference(self) -> str | None:
         """In what the stream is not the log's copy as far as it goes; None when it is. Changes nothing."""
@@ -261,9 +287,7 @@ class Relay:
         verdict = self._envelope.unpack(stored.headers, stored.data)
         if verdict in (Verdict.FOREIGN, Verdict.FORGED) or position_of(stored.headers) != stored.sequence:
             return f"its last message, {stored.sequence}, is not ours"
-        digest = verdict.hash.hex() if isinstance(verdict, LogNotification) else stored.headers[HASH]
-        notes = await self._store.read_raw(stored.sequence - 1, 1)
-        same = bool(notes) and notes[0].id == stored.sequence and notes[0].hash.hex() == digest
+        same = await self._is_logged(stored, verdict)
         return None if same else f"its last message, {stored.sequence}, is not the log's"
 
     async def _erased(self, missing: Sequence[int]) -> bool:
@@ -362,7 +386,7 @@ def _now() -> float:
 
 
 async def run(process: Process) -> None:
-    """The relay's role. Raises NewEpoch, so that the process starts again, when the log has become another history."""
+    """The relay's role. When the log has become another history, it waits for the process to be ended."""
     settings = process.settings
     relay = Relay(
         process.store,
@@ -377,6 +401,9 @@ async def run(process: Process) -> None:
     reporting = asyncio.create_task(_report(process, relay))
     try:
         await relay.run()
+    except NewEpoch:
+        process.news.set()
+        await process.stopping.wait()
     finally:
         reporting.cancel()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import struct
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -44,7 +44,8 @@ class LogEvent(StoredEvent):
 
 @dataclass(frozen=True)
 class LogNotification(Notification):
-    """A stored event at its position in the log."""
+    """A stored event at its position in the log. `clear` says that `state` has the personal fields in clear, as it
+    travels; `hash` is always that of what is stored."""
 
     tenant: str
     schema_version: int
@@ -52,6 +53,7 @@ class LogNotification(Notification):
     metadata: str
     hash: bytes
     recorded_at: datetime
+    clear: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,8 @@ class Mapper(LibraryMapper[str]):
     def to_stored_event(self, domain_event: Any) -> LogEvent:
         """Stores a Draft. A personal field is sealed under the key of `metadata.subject`, which must be loaded.
 
-        Raises LookupError for a topic or a key that is not there, errors.TooLarge.
+        Raises LookupError for a topic or a key that is not there, errors.NotFound for a person who was erased,
+        errors.TooLarge.
         """
         draft: Draft = domain_event
         event, topic = draft.event, messages.topic(draft.event)
@@ -165,12 +168,25 @@ class Mapper(LibraryMapper[str]):
                 recorded_at=note.recorded_at,
             )
 
-    def subjects(self, notes: list[LogNotification]) -> set[tuple[str, str]]:
+    def clear(self, note: LogNotification) -> bytes | None:
+        """The state with its personal fields in clear, or "erased" where there is no key for them any more; None where
+        it has none, or cannot be read. The keys must be loaded."""
+        kind = self._registry.get(note.topic)
+        if kind is None or not kind.PERSONAL or note.schema_version > kind.SCHEMA:
+            return None
+        try:
+            fields: dict[str, Any] = msgspec.json.decode(note.state)
+            self._unseal(kind, fields, note, _metadata.decode(note.metadata))
+        except (msgspec.MsgspecError, secrets.Undecipherable, ValueError, KeyError):
+            return None
+        return _encoder.encode(fields)
+
+    def subjects(self, notes: Sequence[LogNotification]) -> set[tuple[str, str]]:
         """The persons whose keys are needed to read these."""
         found = set()
         for note in notes:
             kind = self._registry.get(note.topic)
-            if kind is not None and kind.PERSONAL:
+            if kind is not None and kind.PERSONAL and not note.clear:
                 with contextlib.suppress(msgspec.MsgspecError):  # `read` will say so
                     if (subject := _metadata.decode(note.metadata).subject) is not None:
                         found.add((note.tenant, subject))
@@ -180,7 +196,7 @@ class Mapper(LibraryMapper[str]):
         kind = self._registry.get(note.topic)
         if kind is None:
             raise LookupError("unknown topic")
-        if note.schema_version == kind.SCHEMA and not kind.PERSONAL:
+        if note.schema_version == kind.SCHEMA and (note.clear or not kind.PERSONAL):
             return self._decoders[note.topic].decode(note.state)
         if note.schema_version > kind.SCHEMA:
             raise LookupError(f"schema version {note.schema_version} is newer than this program's {kind.SCHEMA}")
@@ -194,6 +210,8 @@ class Mapper(LibraryMapper[str]):
         subject = draft.metadata.subject
         key = None if subject is None or self.keyring is None else self.keyring.key(draft.tenant, subject)
         if key is None:
+            if subject is not None and self.keyring is not None and self.keyring.erased(draft.tenant, subject):
+                raise errors.NotFound("That person was erased", kind="user")
             raise LookupError(f"no key to seal {messages.topic(draft.event)} with")
         fields: dict[str, Any] = msgspec.json.decode(_encoder.encode(draft.event))
         for name in draft.event.PERSONAL:
@@ -204,7 +222,7 @@ class Mapper(LibraryMapper[str]):
     def _unseal(
         self, kind: type[messages.Event], fields: dict[str, Any], note: LogNotification, metadata: messages.Metadata
     ) -> None:
-        if not kind.PERSONAL:
+        if not kind.PERSONAL or note.clear:
             return
         subject = metadata.subject
         key = None if subject is None or self.keyring is None else self.keyring.key(note.tenant, subject)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
@@ -80,3 +81,42 @@ async def test_the_timeline_is_the_one_being_written(db: Database) -> None:
     assert await db.fetchval("select timeline from undrift.epochs") == await db.fetchval(
         "select timeline_id from pg_control_checkpoint()"
     )
+
+
+async def test_by_hand_and_everybody_is_told(db: Database) -> None:
+    assert await epochs.open_epoch(db) == 1
+    heard = asyncio.Queue[str]()
+    listening = await db.connect()
+    await listening.add_listener(epochs.CHANNEL, lambda *said: heard.put_nowait(str(said[2])))
+    async with open_writers(db.dsn) as [writer]:
+        await writer.append(append(count=2))
+    made = await epochs.advance(db)
+    assert (made.epoch, made.from_position) == (2, 2)
+    assert await asyncio.wait_for(heard.get(), 5) == epochs.CHANNEL
+    await listening.close()
+    assert await epochs.present(db) == await epochs.open_epoch(db) == 2
+    assert [one.epoch for one in await epochs.all_(db)] == [1, 2]
+    assert sorted(one.epoch for one in await asyncio.gather(*(epochs.advance(db) for _ in range(4)))) == [3, 4, 5, 6]
+
+
+async def test_no_number_is_given_to_two_histories(db: Database, tmp_path: Path) -> None:
+    """A log that was restored knows nothing of the epochs that were opened since."""
+    assert epochs.remembered(tmp_path) == 0
+    epochs.remember(tmp_path, 7)
+    epochs.remember(tmp_path, 5)
+    assert epochs.remembered(tmp_path) == 7
+    assert await epochs.open_epoch(db) == 1
+    assert await epochs.open_epoch(db, 1) == 1
+    assert await epochs.open_epoch(db, epochs.remembered(tmp_path)) == 8
+    assert await epochs.open_epoch(db, 8) == 8
+    assert (await epochs.advance(db, 20)).epoch == 21
+
+
+async def test_another_server_behind_the_same_address_is_not_the_present(db: Database) -> None:
+    assert await epochs.present(db) is None
+    await epochs.open_epoch(db)
+    assert await epochs.present(db) == 1
+    owner = await asyncpg.connect(db.dsn)
+    await owner.execute("update undrift.epochs set system_identifier = '1'")
+    await owner.close()
+    assert await epochs.present(db) is None

@@ -19,6 +19,7 @@ from msgspec import Raw
 
 from domain import errors, messages
 from infra.db import Database
+from infra.envelope import Envelope, Verdict, lines
 from infra.eventstore.mapper import MAX_BYTES, Draft, LogEvent, LogNotification, Mapper, content_hash
 from infra.eventstore.recorder import Append, Write
 from infra.eventstore.store import Store
@@ -276,10 +277,37 @@ async def test_an_erased_person_reads_as_erased_and_the_log_still_verifies(store
 async def test_nothing_can_be_sealed_for_an_erased_person_or_for_nobody(store: Store) -> None:
     assert store.mapper.keyring is not None
     await store.mapper.keyring.destroy("main", "anna")
-    for metadata in (SAYS, messages.Metadata()):
-        with pytest.raises(LookupError):
-            await store.execute(People, "1", ANNA, metadata=metadata)
+    with pytest.raises(errors.NotFound, match="erased"):
+        await store.execute(People, "1", ANNA, metadata=SAYS)
+    with pytest.raises(LookupError):
+        await store.execute(People, "1", ANNA, metadata=messages.Metadata())
     assert await store.head() == 0
+
+
+async def test_what_travels_in_clear_is_read_without_a_key_and_keeps_the_hash_of_what_is_stored(store: Store) -> None:
+    await store.execute(People, "1", ANNA, metadata=SAYS)
+    [raw] = await store.read_raw(0, 10)
+    [recorded] = await store.read(0, 10)
+    clear = store.mapper.clear(raw)
+    assert clear is not None
+    assert msgspec.json.decode(clear)["name"] == ANNA.name
+    envelope = Envelope(b"k" * 32, 1)
+    sealed = envelope.pack(replace(raw, state=clear, clear=True))
+    back = envelope.unpack(lines(b"NATS/1.0\r\n" + sealed.headers), sealed.data)
+    assert isinstance(back, LogNotification)
+    assert (back.hash, back.clear, back.state) == (raw.hash, True, clear)
+    assert store.mapper.subjects([back]) == set()
+    assert Mapper(store.mapper._registry).read(back) == recorded
+    changed = envelope.unpack(lines(b"NATS/1.0\r\n" + sealed.headers), clear.replace(b"na", b"an", 1))
+    stripped = envelope.unpack(lines(b"NATS/1.0\r\n" + sealed.headers.replace(b"Undrift-Clear", b"X")), clear)
+    other = raw.hash.hex().encode(), bytes(32).hex().encode()
+    renamed = envelope.unpack(lines(b"NATS/1.0\r\n" + sealed.headers.replace(*other)), clear)
+    assert [changed, stripped, renamed] == [Verdict.FORGED] * 3
+    assert store.mapper.keyring is not None
+    await store.mapper.keyring.destroy("main", "anna")
+    erased = store.mapper.clear(raw)
+    assert erased is not None
+    assert msgspec.json.decode(erased)["name"] == "erased"
 
 
 async def test_a_sealed_field_belongs_to_its_event_and_its_name(store: Store) -> None:

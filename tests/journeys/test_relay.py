@@ -18,6 +18,7 @@ from domain import errors, messages
 from infra import config, embedded, jetstream
 from infra.bus import Bus
 from infra.envelope import Envelope
+from infra.eventstore import epochs
 from infra.eventstore.mapper import LogNotification
 from infra.eventstore.migrate import migrate
 from infra.feed import STREAM
@@ -356,7 +357,7 @@ async def test_another_epoch_makes_the_stream_anew_and_ends_the_old_relay(
     await log.database.execute(
         "insert into undrift.epochs select 2, 50, 'other', timeline, database from undrift.epochs"
     )
-    with pytest.raises(relays.NewEpoch):
+    with pytest.raises(epochs.NewEpoch):
         await asyncio.wait_for(task, 10)
     new = make(epoch=2)
     async with running(new.run):
