@@ -1,4 +1,5 @@
-"""What devices read of a library: its files, every version they ever had, and the conflicts between devices."""
+"""What devices read of a library: its files, every version they ever had, the feed of their changes, and the conflicts
+between devices."""
 
 from __future__ import annotations
 
@@ -9,10 +10,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from domain import library, messages
+from projections import library_changes
 from projections.table import Connection, Database, Key, Table
 
 NAME = "library"
-GENERATION = 1
+GENERATION = 2
 CONTEXTS = ("library",)
 SCHEMA = f"rm_{NAME}_{GENERATION}"
 
@@ -75,7 +77,6 @@ VERSIONS = Table(
     Version,
     ("tenant", "id"),
     (
-        "(tenant, owner, from_pos)",
         "(tenant, owner, place, from_pos desc)",
         "(tenant, owner, path, from_pos desc)",
         "(tenant, file, number desc)",
@@ -101,13 +102,19 @@ _Change = library.Created | library.Restored | library.Modified | library.Touche
 
 
 def ddl(schema: str) -> str:
-    return f"{VERSIONS.ddl(schema)};\n{CONFLICTS.ddl(schema)}"
+    return ";\n".join(table.ddl(schema) for table in (VERSIONS, library_changes.TABLE, CONFLICTS))
 
 
 async def apply(connection: Connection, schema: str, events: Sequence[messages.Recorded]) -> None:
     await VERSIONS.apply(connection, schema, events, _version_key, _version)
     await VERSIONS.apply(connection, schema, events, _earlier_key, _closed)
+    await _tell(connection, schema, events)
     await CONFLICTS.apply(connection, schema, events, _conflict_key, _conflict)
+
+
+async def _tell(connection: Connection, schema: str, events: Sequence[messages.Recorded]) -> None:
+    new = library_changes.rows(_version(None, one) for one in events if isinstance(one.event, _Change))
+    await library_changes.TABLE.save(connection, schema, new)
 
 
 def _version_key(recorded: messages.Recorded) -> Key | None:
@@ -200,20 +207,6 @@ def _found(event: library.ConflictFound, recorded: messages.Recorded) -> Conflic
 
 
 # Queries.
-
-
-async def changes(database: Database, tenant: str, owner: str, after: int, until: int, limit: int) -> list[Version]:
-    """What changed after one position, to another, in order."""
-    rows = await database.fetch(
-        f"select * from {SCHEMA}.versions where tenant = $1 and owner = $2 and from_pos > $3 and from_pos <= $4"
-        " order by from_pos limit $5",
-        tenant,
-        owner,
-        after,
-        until,
-        limit,
-    )
-    return [VERSIONS.parse(row) for row in rows]
 
 
 async def known(

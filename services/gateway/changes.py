@@ -10,9 +10,9 @@ from msgspec import UNSET, Struct, UnsetType
 from domain import errors, library
 from projections import library as library_read
 from projections.library import Version
+from projections.library_changes import Change
 from services.gateway import bodies, headers
 from services.gateway import devices as device_routes
-from services.gateway.changes_shapes import Change
 from services.gateway.cursors import Cursors
 from services.gateway.devices import DEVICE, Seen
 from services.gateway.dialects import PINAKES, Reply, Timestamp, timestamp_ms

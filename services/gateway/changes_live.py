@@ -10,14 +10,11 @@ import structlog
 
 from infra.db import CONNECTION_LOST, Database
 from infra.tail import Tail
-from projections import library as library_read
-from projections.library import Version
 from services.gateway import changes_pages
 from services.gateway.changes_pages import Page
-from services.gateway.changes_shapes import shape
 from services.gateway.consistency import Reads
 from services.gateway.deliveries import Deliveries
-from services.gateway.streams import Stream, Streams, encode, frame
+from services.gateway.streams import Stream, Streams, frame
 
 log = structlog.get_logger("gateway")
 
@@ -106,12 +103,8 @@ class ChangeFeed:
         return await changes_pages.read(self._database, library, after, self._reads.position, limit)
 
     async def told(self, library: Library, after: int) -> list[Told]:
-        found = await library_read.changes(self._database, *library, after, self._reads.position, _PAGE)
-        return [self._frame(library, version) for version in found]
-
-    def _frame(self, library: Library, version: Version) -> Told:
-        mark = self._mark(library, version.from_pos)
-        return Told(version.from_pos, frame("change", encode(shape(version)), mark))
+        found = await changes_pages.one_by_one(self._database, library, after, self._reads.position, _PAGE)
+        return [Told(position, frame("change", told, self._mark(library, position))) for position, told in found]
 
     def stream(self, streams: Streams, credential: str, library: Library, device: str, position: int) -> ChangeStream:
         return ChangeStream(streams, credential, self, library, device, position)

@@ -1,5 +1,5 @@
-"""Pages of a library's feed as they are sent: Postgres writes the changes down, so that a page of a thousand costs a
-gateway, which has others to serve meanwhile, no more than a small one."""
+"""Pages of a library's feed as they are sent: the read model has each change as it is told, and Postgres strings them
+together, so that a page of a thousand costs a gateway, which has others to serve meanwhile, little more than one."""
 
 from __future__ import annotations
 
@@ -8,29 +8,15 @@ from typing import NamedTuple
 from projections.library import SCHEMA
 from projections.table import Database
 
-
-def _time(column: str) -> str:
-    """As dialects.timestamp_ms."""
-    return f"to_char({column} at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"')"
-
-
-#: As changes_shapes.shape and its encoder say it.
-_CHANGE = f"""concat(
-    '{{"id":"', md5(id)::uuid, '","sequence":', from_pos, ',"change_type":"', change, '","media_id":"', file,
-    '","path":', to_json(path), ',"content_hash":', coalesce('"' || hash || '"', 'null'),
-    ',"file_size":', coalesce(size::text, 'null'), ',"timestamp":"', {_time("at")},
-    '","device_id":', coalesce('"' || device || '"', 'null'),
-    ',"mtime":', coalesce('"' || {_time("mtime")} || '"', 'null'),
-    case when old_path is not null then ',"old_path":' || to_json(old_path) end, '}}')"""
-
+_BEHIND = f"from {SCHEMA}.changes where tenant = $1 and owner = $2 and position > $3 and position <= $4"
 _PAGE = f"""
-with page as materialized (
-    select from_pos, {_CHANGE} as change from {SCHEMA}.versions
-    where tenant = $1 and owner = $2 and from_pos > $3 and from_pos <= $4 order by from_pos limit $5)
-select count(*) as count, max(from_pos) as last, convert_to(string_agg(change, ','), 'UTF8') as changes,
-    count(*) = $5 and exists (select from {SCHEMA}.versions where tenant = $1 and owner = $2
-        and from_pos > (select max(from_pos) from page) and from_pos <= $4) as more
-from page"""
+with page as (select position, told {_BEHIND} order by position limit $5),
+whole as (
+    select count(*) as count, max(position) as last, convert_to(string_agg(told, ','), 'UTF8') as changes from page)
+select changes, last, count = $5 and exists (select from {SCHEMA}.changes
+    where tenant = $1 and owner = $2 and position > last and position <= $4) as more
+from whole"""
+_ONE_BY_ONE = f"select position, convert_to(told, 'UTF8') as told {_BEHIND} order by position limit $5"
 
 
 class Page(NamedTuple):
@@ -50,3 +36,11 @@ async def read(database: Database, library: tuple[str, str], after: int, until: 
     row = await database.fetchrow(_PAGE, *library, after, until, limit)
     assert row is not None
     return Page(row["changes"] or b"", row["last"], row["more"])
+
+
+async def one_by_one(
+    database: Database, library: tuple[str, str], after: int, until: int, limit: int
+) -> list[tuple[int, bytes]]:
+    """The same, each change for itself: its position and its JSON."""
+    rows = await database.fetch(_ONE_BY_ONE, *library, after, until, limit)
+    return [(row["position"], row["told"]) for row in rows]

@@ -19,6 +19,13 @@ from services.gateway.cursors import Cursors
 from services.gateway.dialects import PINAKES, Reply, Timestamp, timestamp_ms
 from services.gateway.routes import Call, Parameter, Route
 
+_RECENTLY = "d.last_seen_at > clock_timestamp() - interval '5 seconds'"
+_SEEN = f"""
+select r.*, d.delivered_pos, d.acked_pos, d.wrote_pos, d.last_seen_at, d.last_sync_at,
+    coalesce({_RECENTLY}, false) as recently
+from {devices_read.SCHEMA}.devices r left join undrift.device_state d on d.device = r.id
+where r.tenant = $1 and r.owner = $2 and r.id = $3"""
+
 Name = Annotated[str, Meta(min_length=1, max_length=255)]
 Text = Annotated[str, Meta(max_length=255)]
 
@@ -74,12 +81,11 @@ class Seen(Struct, frozen=True):
 
 async def states(database: Database, ids: Sequence[str]) -> dict[str, State]:
     rows = await database.fetch("select * from undrift.device_state where device = any ($1)", list(ids))
-    return {
-        row["device"]: State(
-            row["delivered_pos"], row["acked_pos"], row["wrote_pos"], row["last_seen_at"], row["last_sync_at"]
-        )
-        for row in rows
-    }
+    return {row["device"]: _state(row) for row in rows}
+
+
+def _state(row: Any) -> State:
+    return State(row["delivered_pos"], row["acked_pos"], row["wrote_pos"], row["last_seen_at"], row["last_sync_at"])
 
 
 async def of_call(call: Call, named: str | None = None) -> Seen:
@@ -103,11 +109,22 @@ async def of_call(call: Call, named: str | None = None) -> Seen:
     else:
         found = named
     await call.caught_up(devices.STREAM)
-    row = await _only(call) if found is None else await _own(call, found)
-    if not row.enabled:
+    seen = await _seen(call, (await _only(call)).id if found is None else found)
+    if not seen.row.enabled:
         raise errors.Forbidden("The device is disabled")
-    await _touch(call.api.process.db, row)
-    return Seen(row, (await states(call.api.process.db, [row.id])).get(row.id, State()))
+    return seen
+
+
+async def _seen(call: Call, id: str) -> Seen:
+    """A user's own device, in one look; that it was heard of is written at most every few seconds."""
+    database = call.api.process.db
+    found = await database.fetchrow(_SEEN, call.tenant, call.principal.owner, id)
+    if found is None:
+        raise _unknown()
+    row = devices_read.Row(*(found[name] for name in devices_read.Row.__struct_fields__))
+    if not found["recently"]:
+        await _touch(database, row)
+    return Seen(row, State() if found["delivered_pos"] is None else _state(found))
 
 
 async def wrote(call: Call, device: str, position: int) -> None:
@@ -134,8 +151,12 @@ async def _only(call: Call) -> devices_read.Row:
 async def _own(call: Call, id: str) -> devices_read.Row:
     row = await devices_read.get(call.api.process.db, call.tenant, call.principal.owner, id)
     if row is None:
-        raise errors.NotFound("There is no such device", kind="device")
+        raise _unknown()
     return row
+
+
+def _unknown() -> errors.NotFound:
+    return errors.NotFound("There is no such device", kind="device")
 
 
 async def _other(call: Call, id: str) -> errors.Error:
@@ -145,12 +166,11 @@ async def _other(call: Call, id: str) -> errors.Error:
 
 
 async def _touch(database: Database, row: devices_read.Row) -> None:
-    """It was heard of; written at most every few seconds."""
     await database.execute(
         "insert into undrift.device_state as d (device, tenant, owner, last_seen_at)"
         " values ($1, $2, $3, clock_timestamp())"
         " on conflict (device) do update set last_seen_at = excluded.last_seen_at"
-        " where d.last_seen_at is null or d.last_seen_at < clock_timestamp() - interval '5 seconds'",
+        f" where d.last_seen_at is null or not ({_RECENTLY})",
         row.id,
         row.tenant,
         row.owner,

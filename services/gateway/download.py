@@ -17,9 +17,9 @@ from domain.plans import library as plan
 from infra.blobs import Missing, Opened
 from projections import library as library_read
 from projections.library import Version
+from projections.library_changes import Change, shape
 from services.gateway import bodies, ranges, retention
 from services.gateway import library as library_routes
-from services.gateway.changes_shapes import Change, shape
 from services.gateway.dialects import PINAKES, LibraryFault, Reply
 from services.gateway.headers import Pair, position
 from services.gateway.ranges import Range, Unsatisfiable

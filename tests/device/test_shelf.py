@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Collection, Coroutine, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from infra.db import Database
 from infra.eventstore.store import Store, Wish
 from projections import library as library_read
 from services import projector
+from services.gateway import changes_pages
 from services.library_shelf import LogShelf
 from services.shelf import Who
 from tests.device.world import Log, World
@@ -111,5 +113,8 @@ async def test_the_log_answers_what_the_model_answers(store: Store, seed: int) -
     await asyncio.to_thread(play)
     listed = await library_read.listing(store.database, "main", "user", len(log.events), "", 10_000)
     assert {one.path: one.hash for one in listed} == log.living()
-    every = await library_read.changes(store.database, "main", "user", 0, len(log.events), 10_000)
-    assert [one.from_pos for one in every] == sorted({one.from_pos for one in every})
+    every = await changes_pages.one_by_one(store.database, ("main", "user"), 0, len(log.events), 10_000)
+    assert [json.loads(told)["sequence"] for _, told in every] == [position for position, _ in every]
+    first = await changes_pages.read(store.database, ("main", "user"), 0, len(log.events), 7)
+    assert json.loads(b"[%b]" % first.changes) == [json.loads(told) for _, told in every[:7]]
+    assert (first.last, first.has_more) == (every[6][0], True)
