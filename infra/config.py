@@ -88,6 +88,23 @@ class Limits(Struct, forbid_unknown_fields=True):
     patience_s: Seconds = 1.0
 
 
+class Health(Struct, forbid_unknown_fields=True):
+    """When `/api/v1/health` calls storage low, and memory high: with less room than `free_bytes` in the data directory,
+    and where a gateway holds more than `memory_bytes` (0: nine tenths of what it may have)."""
+
+    free_bytes: NotNegative = 1024 * 1024 * 1024
+    memory_bytes: NotNegative = 0
+
+
+class Traces(Struct, forbid_unknown_fields=True):
+    """`endpoint` is where an OpenTelemetry collector takes traces by OTLP over HTTP; empty: no traces are made. What a
+    client asked to trace is traced; of the rest, this `ratio`."""
+
+    endpoint: str = ""
+    service: str = "undrift"
+    ratio: Annotated[float, Meta(ge=0, le=1)] = 1.0
+
+
 class Auth(Struct, forbid_unknown_fields=True):
     """`open_loopback` admits families 1 and 2 without a token from this machine (on in the embedded mode);
     `session_days` is how long a user's session lasts after it was opened or refreshed."""
@@ -306,6 +323,8 @@ class Settings(Struct, forbid_unknown_fields=True):
     projector: Projector = field(default_factory=Projector)
     jobs: Jobs = field(default_factory=Jobs)
     limits: Limits = field(default_factory=Limits)
+    health: Health = field(default_factory=Health)
+    traces: Traces = field(default_factory=Traces)
     scheduler: Scheduler = field(default_factory=Scheduler)
     policies: Policies = field(default_factory=Policies)
     files: Files = field(default_factory=Files)

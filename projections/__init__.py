@@ -9,6 +9,7 @@ from projections import (
     keys,
     library,
     network,
+    syncs,
     tenants,
     usage,
     webhooks,
@@ -26,5 +27,6 @@ ALL: tuple[Projection, ...] = (
     accounts,
     devices,
     usage,
+    syncs,
     webhooks,
 )

@@ -18,6 +18,7 @@ from services.gateway import (
     devices,
     dialects,
     download,
+    eonacat_monitoring,
     feeds,
     feeds_position,
     files,
@@ -70,6 +71,7 @@ def routes(metrics: health.Metrics) -> Sequence[Route]:
         *feeds.ROUTES,
         *webhooks_routes.ROUTES,
         *feeds_position.ROUTES,
+        *eonacat_monitoring.ROUTES,
         *health.routes(metrics),
     )
     made = openapi.document(listed, health.VERSION)
