@@ -57,6 +57,12 @@ class InvalidState(Error):
     code = "invalid_state"
 
 
+class Ended(InvalidState):
+    """It has ended; nothing can be added to it."""
+
+    code = "ended"
+
+
 class RecentSync(Error):
     """A full sync was completed recently; pass force to run another."""
 

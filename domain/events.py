@@ -17,6 +17,7 @@ from domain import (
     library,
     messages,
     network,
+    sessions,
     tenants,
     uploads,
     webhooks,
@@ -34,6 +35,7 @@ CONTEXTS = (
     answers,
     accounts,
     devices,
+    sessions,
     uploads,
     webhooks,
 )

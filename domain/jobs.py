@@ -57,7 +57,8 @@ class Ticket(Struct, frozen=True):
 
 class Queued(messages.Event, frozen=True, tag="jobs.queued"):
     """`spec` is the kind's own specification (domain.kinds); `roots` are those of whoever asked, empty for all;
-    `estimated_ms` is what was promised, 0 without history; `waited` when a request waits for the end."""
+    `estimated_ms` is what was promised, 0 without history; `waited` when a request waits for the end; `session` is the
+    sync session that it is part of."""
 
     PUBLIC: ClassVar[bool] = True
     ticket: Ticket

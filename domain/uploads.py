@@ -24,7 +24,7 @@ class Opened(messages.Event, frozen=True, tag="uploads.opened"):
     without being a device.
 
     A `part` has no path: it waits to be joined with others. `parts` are the ids of those that this one was joined
-    from. `metadata` is what a client of tus wants to be told again.
+    from. `metadata` is what a client of tus wants to be told again. `session` is the sync session that it is part of.
     """
 
     PERSONAL: ClassVar[tuple[str, ...]] = ("path", "metadata")
@@ -39,6 +39,7 @@ class Opened(messages.Event, frozen=True, tag="uploads.opened"):
     part: bool = False
     parts: tuple[str, ...] = ()
     metadata: str | None = None
+    session: str | None = None
 
 
 class Completed(messages.Event, frozen=True, tag="uploads.completed"):

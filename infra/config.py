@@ -259,6 +259,13 @@ class Webhooks(Struct, forbid_unknown_fields=True):
     replay_events: Positive = 1_000_000
 
 
+class Sessions(Struct, forbid_unknown_fields=True):
+    """A sync session that nobody names for `lease_s` ends itself; every `tick_s` it is looked what is to end."""
+
+    lease_s: Seconds = 86_400.0
+    tick_s: Seconds = 1.0
+
+
 class Blobs(Struct, forbid_unknown_fields=True):
     """Where the bytes of libraries are kept: a folder of the data directory, or `s3://bucket/prefix`,
     `az://container/prefix`, `gs://bucket/prefix`, `file:///folder`. Credentials come from the provider's own
@@ -331,6 +338,7 @@ class Settings(Struct, forbid_unknown_fields=True):
     collections: Collections = field(default_factory=Collections)
     network: Network = field(default_factory=Network)
     library: Library = field(default_factory=Library)
+    sessions: Sessions = field(default_factory=Sessions)
     webhooks: Webhooks = field(default_factory=Webhooks)
     blobs: Blobs = field(default_factory=Blobs)
     panel: Panel = field(default_factory=Panel)

@@ -39,6 +39,7 @@ ERRORS: Mapping[type[errors.Error], tuple[int, str, str]] = {
     errors.NotFound: (404, "JOB_NOT_FOUND", "NOT_FOUND"),
     errors.AlreadyExists: (409, "ALREADY_EXISTS", "CONFLICT"),
     errors.InvalidState: (409, "INVALID_STATE", "CONFLICT"),
+    errors.Ended: (409, "INVALID_STATE", "CONFLICT"),
     errors.RecentSync: (409, "RECENT_SYNC", "CONFLICT"),
     errors.Conflict: (409, "CONFLICT", "CONFLICT"),
     errors.LeaseLost: (409, "CONFLICT", "CONFLICT"),

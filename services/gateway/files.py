@@ -12,10 +12,10 @@ from msgspec import Meta, Raw, Struct
 
 from domain import errors, jobs, kinds, messages
 from domain.plans import files
-from infra.eventstore.store import Done, Wish
+from infra.eventstore.store import Done
 from services import roots
 from services.asks import Ask
-from services.gateway import headers
+from services.gateway import headers, sessions_attach
 from services.gateway.dialects import EONACAT, Reply, Timestamp, timestamp_s
 from services.gateway.routes import Call, Parameter, Route
 
@@ -90,13 +90,14 @@ async def sync(call: Call) -> Any:
     roots.check(call.api.process.settings, call.principal.roots, spec.source_directory, spec.target_directory)
     spec.scope()
     if prefer.plan:
+        await sessions_attach.named(call)
         return await _plan(call, spec)
     done = await call.earlier(jobs)
     if done is None:
         if spec.plan_hash is not None:
             await _check_plan(call, spec)
         queued = _queued(call, spec, later=prefer.respond_async)
-        done = await call.execute([Wish(jobs, queued.ticket.job, jobs.Queue(queued), fresh=True)])
+        done = await sessions_attach.queue(call, queued)
     if prefer.respond_async:
         return _accepted(call, done)
     return await _result(call, done)
@@ -206,7 +207,7 @@ ROUTES: Sequence[Route] = (
         EONACAT,
         "Synchronize two folders; `Prefer: return=plan` answers with the plan, `If-Match: <planHash>` applies it",
         needs="files:write",
-        query=(_PREFER, _IF_MATCH),
+        query=(_PREFER, _IF_MATCH, sessions_attach.HEADER),
         body=Request,
         answers={200: (SyncResponse, Plan), 202: Accepted},
         errors=(400, 401, 403, 404, 409, 412, 413, 415, 422, 429, 500, 503, 507),

@@ -18,6 +18,7 @@ from services import integrations as declarations
 from services import roots, vaulted
 from services.gateway import integrations_shapes as shapes
 from services.gateway import jobs as job_routes
+from services.gateway import sessions_attach
 from services.gateway.integrations_shapes import Integration
 from services.gateway.routes import Call
 
@@ -201,11 +202,13 @@ async def start(call: Call) -> Any:
     done = await call.earlier(integrations, jobs)
     if done is None:
         await call.caught_up(integrations.STREAM)
-        wishes = [Wish(integrations, id, integrations.Start())]
+        started = Wish(integrations, id, integrations.Start())
         if body.schedule_immediate:
             queued = await job_routes.queue(call, id, type, kinds.Options())
-            wishes.append(Wish(jobs, queued.ticket.job, jobs.Queue(queued), fresh=True))
-        done = await call.execute(wishes)
+            done = await sessions_attach.queue(call, queued, started)
+        else:
+            await sessions_attach.named(call)
+            done = await call.execute([started])
     job = next((one.id for one in done.events if isinstance(one.event, jobs.Queued)), UNSET)
     text = "Schedule started" if job is UNSET else "Sync started"
     return call.reply(Started(True, id, text, job), done.position)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from services.gateway import integrations as commands
 from services.gateway import integrations_reads as reads
+from services.gateway import sessions_attach
 from services.gateway.dialects import JOBS
 from services.gateway.integrations import Change, Create, Deleted, Initialized, Start, Started, Stopped
 from services.gateway.integrations_shapes import Integration, Listing, Statuses
@@ -95,6 +96,7 @@ ROUTES: Sequence[Route] = (
         JOBS,
         "Turn the schedule on, and sync at once unless told otherwise",
         needs="jobs:write",
+        query=(sessions_attach.HEADER,),
         body=Start,
         body_required=False,
         answers={200: Started},

@@ -12,6 +12,7 @@ from infra.eventstore.recorder import Claimed
 from infra.eventstore.store import Done, Wish
 from projections import integrations as integrations_read
 from services import integrations as queueing
+from services.gateway import sessions_attach
 from services.gateway.dialects import Timestamp, timestamp_ms
 from services.gateway.routes import Call
 from services.worker import progress
@@ -103,7 +104,7 @@ async def create(call: Call) -> Any:
     if done is None:
         await call.caught_up(integrations.STREAM)
         queued = await queue(call, body.integration_id, kind, body.options)
-        done = await call.execute([Wish(jobs, queued.ticket.job, jobs.Queue(queued), fresh=True)])
+        done = await sessions_attach.queue(call, queued)
     queued = _queued(done)
     return call.reply(Created(True, queued.ticket.job, "queued", queued.estimated_ms), done.position)
 

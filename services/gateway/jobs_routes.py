@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from domain import jobs
-from services.gateway import diff
+from services.gateway import diff, sessions_attach
 from services.gateway import jobs as commands
 from services.gateway import jobs_reads as reads
 from services.gateway.dialects import JOBS
@@ -37,6 +37,7 @@ ROUTES: Sequence[Route] = (
         "Queue a job of an integration",
         needs="jobs:write",
         body=commands.Create,
+        query=(sessions_attach.HEADER,),
         answers={200: commands.Created},
         errors=_WRITE,
     ),

@@ -17,7 +17,7 @@ from infra.vault import Vault
 from projections import network as network_read
 from services import integrations as declarations
 from services import network as runs
-from services.gateway import bodies, headers
+from services.gateway import bodies, headers, sessions_attach
 from services.gateway.dialects import NETWORK, Reply, Timestamp, timestamp_ms
 from services.gateway.routes import Call, Parameter, Route
 
@@ -139,11 +139,12 @@ class Desk:
             return runs.Run(earlier.events[0].stream, earlier.position)
         found = await runs.under_way(process.db, process.store, call.tenant) if asked is None else None
         if found is not None:
+            await sessions_attach.named(call)
             return found
         await declarations.declare(process.store, Vault(process.db, process.master), process.settings.integrations)
         deadline = datetime.now(UTC) + timedelta(seconds=process.settings.network.wait_s) if waits else None
         run = await runs.queued(process.store, call.tenant, plan=asked, waited=waits, deadline=deadline)
-        done = await call.execute([Wish(jobs, run.ticket.job, jobs.Queue(run), fresh=True)])
+        done = await sessions_attach.queue(call, run)
         return runs.Run(done.events[0].stream, done.position)
 
 
@@ -288,9 +289,9 @@ def routes() -> Sequence[Route]:
             NETWORK,
             "Bring users and servers from the RAIDA network; who comes while that goes on gets the same answer",
             needs="network:write",
-            query=(_IF_MATCH, _PREFER),
+            query=(_IF_MATCH, _PREFER, sessions_attach.HEADER),
             answers={200: Synced, 202: Accepted},
-            errors=(400, 401, 403, 412, 413, 422, 500, 503),
+            errors=(400, 401, 403, 404, 409, 412, 413, 422, 500, 503),
         ),
         Route(
             "GET",

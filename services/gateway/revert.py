@@ -11,8 +11,9 @@ from msgspec import Raw
 
 from domain import errors, jobs, kinds, messages
 from domain.plans import files, reverts
-from infra.eventstore.store import Done, Wish
+from infra.eventstore.store import Done
 from services import roots
+from services.gateway import sessions_attach
 from services.gateway.dialects import JOBS
 from services.gateway.jobs import Changed
 from services.gateway.routes import Call, Route
@@ -25,7 +26,7 @@ async def revert(call: Call) -> Any:
         id = call.path("job_id")
         stream = messages.stream(jobs.STREAM, call.tenant, id)
         queued = _queued(call, id, (await call.api.process.store.load(jobs, stream)).state)
-        done = await call.execute([Wish(jobs, queued.ticket.job, jobs.Queue(queued), fresh=True)])
+        done = await sessions_attach.queue(call, queued)
     return call.reply(Changed(True, _made(done), "queued", "Revert queued"), done.position)
 
 
@@ -79,6 +80,7 @@ ROUTES: Sequence[Route] = (
         JOBS,
         "Undo what a finished job did to a collection or a folder",
         needs="jobs:write",
+        query=(sessions_attach.HEADER,),
         answers={200: Changed},
         errors=(400, 401, 403, 404, 409, 422, 503),
     ),

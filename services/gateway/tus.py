@@ -12,7 +12,7 @@ from email.utils import format_datetime
 from typing import Any
 
 from domain import errors, uploads
-from services.gateway import dialects, headers, tus_writing, upload_sessions
+from services.gateway import dialects, headers, sessions_attach, tus_writing, upload_sessions
 from services.gateway.devices import DEVICE
 from services.gateway.dialects import PINAKES, Failure, Reply
 from services.gateway.headers import Pair
@@ -334,6 +334,7 @@ ROUTES: Sequence[Route] = (
             _header("Upload-Concat", "partial, or final; with the addresses of parts"),
             _CHECKSUM,
             *DEVICE,
+            sessions_attach.HEADER,
         ),
         answers={201: None},
         errors=_WRITE,

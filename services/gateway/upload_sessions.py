@@ -20,6 +20,7 @@ from infra.uploads import Uploads
 from projections import library as library_read
 from services.gateway import devices as device_routes
 from services.gateway import library as library_routes
+from services.gateway import sessions_attach
 from services.gateway.routes import Call
 from services.library import Outcome
 from services.shelf import Who
@@ -136,6 +137,7 @@ def expires_at(call: Call, found: Found) -> datetime:
 
 async def open_(call: Call, wanted: Wanted) -> Done:
     """Raises errors.Invalid, StorageFull where a quota or the disk is full."""
+    session = await sessions_attach.named(call)
     path, device, knew = "", None, None
     if not wanted.part:
         try:
@@ -155,6 +157,7 @@ async def open_(call: Call, wanted: Wanted) -> Done:
         part=wanted.part,
         parts=wanted.parts,
         metadata=wanted.metadata,
+        session=None if wanted.part else session,
     )
     await _check_quota(call, wanted.size)
     id, process = str(uuid.uuid4()), call.api.process
@@ -167,7 +170,8 @@ async def open_(call: Call, wanted: Wanted) -> Done:
         wanted.size,
         wanted.chunk_size,
     )
-    return await call.execute([Wish(uploads, id, uploads.Open(opened), fresh=True)])
+    wish = Wish(uploads, id, uploads.Open(opened), fresh=True)
+    return await sessions_attach.attached(call, opened.session, "upload", [wish])
 
 
 async def _sender(call: Call, named: str | None, path: str) -> tuple[str | None, Known | None]:

@@ -14,7 +14,7 @@ from msgspec import Meta, Struct
 
 from domain import errors, uploads
 from infra.uploads import Sink
-from services.gateway import bodies, upload_sessions
+from services.gateway import bodies, sessions_attach, upload_sessions
 from services.gateway import library as library_routes
 from services.gateway.devices import DEVICE
 from services.gateway.dialects import PINAKES, Reply, Timestamp, timestamp_ms
@@ -268,7 +268,7 @@ ROUTES: Sequence[Route] = (
         PINAKES,
         "Open an upload",
         body=Create,
-        query=DEVICE,
+        query=(*DEVICE, sessions_attach.HEADER),
         answers={200: Upload},
         errors=_WRITE,
     ),

@@ -33,4 +33,5 @@ grant select, insert, update, delete on undrift.remotes, undrift.remote_uses to 
 grant select, insert, delete on undrift_keys.secrets to undrift_app;
 grant select, insert, update, delete on undrift.stored, undrift.device_state, undrift.sessions,
     undrift_keys.passwords, undrift.uploads, undrift.upload_chunks, undrift.dropped to undrift_app;
+grant select, insert, update, delete on undrift.session_leases to undrift_app;
 grant select, insert, update, delete on undrift.deliveries, undrift.endpoints, undrift.replays to undrift_app;
