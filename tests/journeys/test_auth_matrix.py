@@ -15,7 +15,7 @@ from tests.journeys.libraries import user
 from tests.journeys.system import ADMIN, QUICK, Answer, System
 
 PATHS = {"job_id": "sync-job-none", "integration_id": "none", "collection_id": "none", "entity": "none", "item": "none"}
-PATHS |= {"other_id": "sync-job-none", "path": "none", "index": "0"}
+PATHS |= {"other_id": "sync-job-none", "path": "none", "index": "0", "webhook_id": "wh-none", "seq": "1"}
 PATHS |= {f"{name}_id": f"{'0' * 8}-{name}" for name in ("user", "device", "conflict", "upload", "session")}
 BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/api/sync/jobs"): {"integrationId": "none", "type": "full"},
@@ -26,6 +26,9 @@ BODIES: dict[tuple[str, str], Any] = {
     ("PUT", "/api/v1/admin/users/{user_id}"): {"role": "user"},
     ("PUT", "/api/v1/sync/devices/{device_id}"): {"name": "x"},
     ("POST", "/api/v1/sync/conflicts/{conflict_id}/resolve"): {"resolution": "manual"},
+    ("PUT", "/api/v1/webhooks/{webhook_id}"): {"events": ["*"]},
+    ("PATCH", "/api/v1/webhooks/{webhook_id}"): {"events": ["*"]},
+    ("POST", "/api/v1/webhooks/{webhook_id}/replay"): {"fromPosition": 1},
 }
 OPEN = {"/", "/healthz", "/readyz", "/schema", "/schema/openapi.json", "/schema/rapidoc-min.js"}
 #: Their signature is the credential (test_plane).
@@ -76,6 +79,8 @@ class Route:
             return "admin"
         if self.path.startswith("/api/v1/feeds"):
             return "feeds:read"
+        if self.path.startswith("/api/v1/webhooks"):
+            return "webhooks:read" if self.method == "GET" else "webhooks:write"
         if self.path == "/api/v1/sync/files":
             return "files:write"
         if self.is_family_1:
@@ -114,7 +119,7 @@ def other(system: System) -> str:
 def scoped(system: System) -> dict[str, str]:
     """A token for each scope that this release has routes for."""
     scopes: tuple[str, ...] = ("jobs:read", "jobs:write", "files:read", "files:write", "feeds:read", "feeds:write")
-    scopes += ("network:read", "network:write")
+    scopes += ("network:read", "network:write", "webhooks:read", "webhooks:write")
     return {scope: system.key(f"matrix-{scope}", scope) for scope in scopes}
 
 
@@ -244,11 +249,14 @@ def test_what_needs_no_token(system: System) -> None:
 
 @pytest.fixture(scope="module")
 def theirs(system: System) -> dict[str, str]:
-    """A job and an integration of the first tenant."""
+    """What the first tenant has."""
     system.integration("matrix", system.folder(a="1"), system.place(), interval=3600)
     job = system.queue("matrix")
     system.wait(job)
-    return {**PATHS, "job_id": job, "integration_id": "matrix", "other_id": job, "user_id": user(system).id}
+    hook = {"url": "https://hooks.example.org/", "events": ["device.stale"]}
+    webhook = system.ok("POST", "/api/v1/webhooks/subscribe", hook, token=ADMIN)["subscriptionId"]
+    found = {**PATHS, "webhook_id": webhook}
+    return {**found, "job_id": job, "integration_id": "matrix", "other_id": job, "user_id": user(system).id}
 
 
 def told(answer: Answer) -> tuple[int, bytes, dict[str, str]]:
