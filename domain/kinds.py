@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from domain import errors, jobs
-from domain.plans import files, network, plane, reverts
+from domain.plans import files, network, plane, reverts, servers
 
 Text = Annotated[str, Meta(min_length=1, max_length=4096)]
 #: What goes into a header: visible ASCII.
@@ -64,6 +64,12 @@ class PlaneConfig(Struct, frozen=True, rename="camel", forbid_unknown_fields=Tru
     overlap: Annotated[float, Meta(ge=0, le=86_400)] = 300.0
     patience: Annotated[float, Meta(ge=0, le=3_600)] = 120.0
     timeout: Annotated[float, Meta(gt=0, le=300)] = 60.0
+
+
+class ServersConfig(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+    """The configuration of the integration `servers`: as `domain.plans.servers.Spec`."""
+
+    max_change_fraction: Annotated[float, Meta(gt=0, le=1)] = 0.2
 
 
 class NoConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -153,6 +159,11 @@ def _revert(config: NoConfig, type: jobs.Type, options: Options) -> reverts.Spec
     raise errors.Invalid("A revert is of a job: POST /api/sync/jobs/{id}/revert")
 
 
+def _servers(config: ServersConfig, type: jobs.Type, options: Options) -> servers.Spec:
+    """Every run sees everything, whatever its type."""
+    return servers.Spec(max_change_fraction=config.max_change_fraction, force=options.force)
+
+
 def target(path: str) -> str:
     """The name of a folder that one job at a time may write: however it is spelled, and short."""
     return hashlib.sha256(posixpath.normpath(path).encode("utf-8", "surrogateescape")).hexdigest()[:32]
@@ -186,6 +197,15 @@ KINDS: Mapping[str, Kind] = {
         secrets=("apiKey", "webhookSecret"),
         collects=True,
         timeout_s=43_200,
+    ),
+    "servers": Kind(
+        servers.Spec,
+        servers.Result,
+        ServersConfig,
+        _servers,
+        target=lambda spec: None if spec.server is None else f"server/{spec.server}",
+        timeout_s=600,
+        lane="now",
     ),
     "revert": Kind(reverts.Spec, reverts.Result, NoConfig, _revert, target=lambda _: None),
 }

@@ -107,7 +107,7 @@ class Deleted(messages.Event, frozen=True, tag="servers.deleted"):
     PUBLIC: ClassVar[bool] = True
 
 
-class Asked(messages.Event, frozen=True, tag="servers.power_asked"):
+class PowerAsked(messages.Event, frozen=True, tag="servers.power_asked"):
     """Somebody wishes it to start, stop, restart, or to be killed; `by` is a user of the Panel's, or `node`."""
 
     PUBLIC: ClassVar[bool] = True
@@ -149,7 +149,7 @@ Event = (
     | Unsuspended
     | RolledBack
     | Deleted
-    | Asked
+    | PowerAsked
     | PowerChanged
     | Crashed
 )
@@ -173,7 +173,8 @@ def evolve(state: Server, event: Event) -> Server:
         return replace(state, deleted=True)
     if isinstance(event, PowerChanged):
         return replace(state, power=event.power, pid=event.pid, started=event.started)
-    assert state.configuration is not None
+    if state.configuration is None:
+        return state
     return replace(state, configuration=_configured(state.configuration, event))
 
 
@@ -263,7 +264,7 @@ def decide(command: Command, state: Server) -> Sequence[Event]:
         case Ask():
             if state.configuration.suspended and command.action in ("start", "restart"):
                 raise errors.InvalidState("The server is suspended")
-            return [Asked(action=command.action, by=command.by)]
+            return [PowerAsked(action=command.action, by=command.by)]
         case Observe():
             seen = PowerChanged(
                 power=command.power, pid=command.pid, started=command.started, exit_code=command.exit_code

@@ -55,6 +55,7 @@ def load(
         raise InvalidSetting(_explain(str(error), tree, spelled, path)) from None
     settings.data_dir = os.path.abspath(os.path.expanduser(settings.data_dir))
     _declare_network(settings)
+    _declare_servers(settings)
     return settings
 
 
@@ -88,6 +89,22 @@ def _declare_network(settings: Settings) -> None:
                 "ping": network.ping,
                 "pingTimeout": network.ping_timeout_s,
             },
+        )
+    )
+
+
+def _declare_servers(settings: Settings) -> None:
+    """Where there is a Panel, the integration `servers` lists all of its servers again and again."""
+    panel = settings.panel
+    if not panel.url or any(one.id == "servers" for one in settings.integrations):
+        return
+    settings.integrations.append(
+        IntegrationDeclared(
+            id="servers",
+            name="Servers of the Panel",
+            kind="servers",
+            sync_interval=max(round(panel.list_s), 1) if panel.list_s else None,
+            config={"maxChangeFraction": panel.max_change_fraction},
         )
     )
 

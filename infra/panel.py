@@ -7,7 +7,7 @@ import random
 import ssl
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -25,6 +25,8 @@ _LIMIT = 16 * 1024 * 1024
 _PIECE = 64 * 1024
 _PER_PAGE = 50
 _PAGES_AT_ONCE = 4
+
+T = TypeVar("T")
 
 
 class Said(Struct):
@@ -138,7 +140,7 @@ class Panel:
         raw = await self._ask("GET", f"/servers?page={number}&per_page={_PER_PAGE}", within_s=within_s)
         return self._read(raw, ListPage)
 
-    def _read(self, raw: bytes, kind: type[Any]) -> Any:
+    def _read(self, raw: bytes, kind: type[T]) -> T:
         try:
             return msgspec.json.decode(raw, type=kind)
         except (msgspec.MsgspecError, UnicodeDecodeError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from domain import errors
 from infra import secrets
@@ -25,15 +25,28 @@ class Vault:
     async def seal(self, tenant: str, plain: str, owner: str = "") -> str:
         """Keeps a secret; its reference, `sealed:<32 hex>`. `owner` is whatever it belongs to, such as
         `plane-integration-1/apiKey`."""
-        id = secrets.derive(self._master, "vault reference", tenant, owner, plain).hex()[:32]
-        sealed = secrets.seal(self._key, plain.encode(), f"{tenant}/{id}")
-        await self._database.execute(
-            "insert into undrift_keys.secrets (tenant, id, sealed) values ($1, $2, $3) on conflict do nothing",
-            tenant,
-            id,
-            sealed,
-        )
-        return f"{PREFIX}{id}"
+        return (await self.seal_all(tenant, {owner: plain}))[owner]
+
+    async def seal_all(self, tenant: str, plain: Mapping[str, str]) -> dict[str, str]:
+        """As `seal`, of many at once, by owner."""
+        references = {owner: self.reference(tenant, value, owner) for owner, value in plain.items()}
+        ids = [reference.removeprefix(PREFIX) for reference in references.values()]
+        if ids:
+            await self._database.execute(
+                "insert into undrift_keys.secrets (tenant, id, sealed)"
+                " select $1, * from unnest($2::text[], $3::bytea[]) on conflict do nothing",
+                tenant,
+                ids,
+                [
+                    secrets.seal(self._key, value.encode(), f"{tenant}/{id}")
+                    for id, value in zip(ids, plain.values(), strict=True)
+                ],
+            )
+        return references
+
+    def reference(self, tenant: str, plain: str, owner: str = "") -> str:
+        """What `seal` answers, without keeping anything."""
+        return f"{PREFIX}{secrets.derive(self._master, 'vault reference', tenant, owner, plain).hex()[:32]}"
 
     async def unseal(self, tenant: str, reference: str) -> str:
         """The secret in clear. Raises errors.NotFound when it is not kept, or not under this installation's key."""

@@ -30,12 +30,12 @@ _VARIABLE = re.compile(r"[^=\0]{1,255}")
 
 
 class Spec(Struct, frozen=True, omit_defaults=True):
-    """A sync of one server. `force` carries out what a guard would hold; `back_to` is the position of an earlier
-    configuration to return to instead of asking the Panel."""
+    """A sync of one `server`, or of all that the Panel lists: then a listing that would suspend or lose more than
+    `max_change_fraction` of them is held, unless `force` says that it is meant."""
 
-    server: str
+    server: str | None = None
+    max_change_fraction: float = 0.2
     force: bool = False
-    back_to: int | None = None
 
 
 class Difference(Struct, frozen=True):
@@ -49,14 +49,8 @@ class Difference(Struct, frozen=True):
 
 
 class Result(Struct, frozen=True):
-    """Of a sync. `differences` is how many there were."""
+    """Of a sync: of one server in how many fields it differs from before, of all how many servers do."""
 
-    processed: int = 1
-    created: int = 0
-    updated: int = 0
-    deleted: int = 0
-    errors: int = 0
-    bytes: int = 0
     differences: int = 0
 
 

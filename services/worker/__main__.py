@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 
 from domain import jobs
+from infra.panel import Panel
 from services import main
 from services.main import Process, Role
 from services.worker import asks, sweep
@@ -25,8 +27,10 @@ def roles(arguments: argparse.Namespace) -> Mapping[str, Role]:
         children = Children(process.settings.jobs.concurrency + asks.CONCURRENCY)
         await children.warm(1)
         try:
-            async with asks.answering(process, children):
-                await Worker(process, lanes, children).serve()
+            async with asks.answering(process, children), AsyncExitStack() as stack:
+                there = process.settings.panel
+                panel = await stack.enter_async_context(Panel(there)) if there.url else None
+                await Worker(process, lanes, children, panel).serve()
         finally:
             await children.close()
 

@@ -15,9 +15,10 @@ from msgspec.structs import replace
 
 from domain import jobs, messages
 from domain.plans import files as plan
-from domain.plans import reverts
+from domain.plans import reverts, servers
 from infra.config import Settings
 from infra.leases import Lease
+from infra.panel import Panel
 from services import roots
 from services.asks import Ask
 from services.main import Process
@@ -27,6 +28,7 @@ from services.worker.bringing import Bringing
 from services.worker.files_context import Context as FilesContext
 from services.worker.files_context import Progress
 from services.worker.reverting import Reverting
+from services.worker.servers import Syncing
 
 
 class Work(Struct, frozen=True):
@@ -59,14 +61,19 @@ def bringing(process: Process, work: Work, lease: Lease, metadata: messages.Meta
     return Bringing(process, work.tenant, work.job, lease, work.folder, metadata)
 
 
-def reverting(process: Process, work: Work, lease: Lease, metadata: messages.Metadata) -> Reverting | None:
-    """For what a job did to a collection: that needs no child."""
-    if work.queued.ticket.kind != "revert":
-        return None
-    spec = msgspec.json.decode(work.queued.spec, type=reverts.Spec)
-    if spec.collection is None:
-        return None
-    return Reverting(Appending(process, work.tenant, work.job, lease, metadata), spec)
+def inside(
+    process: Process, work: Work, lease: Lease, metadata: messages.Metadata, panel: Panel | None
+) -> Reverting | Syncing | None:
+    """For work that needs no child: undoing what a job did to a collection, and servers of the Panel's."""
+    appending = Appending(process, work.tenant, work.job, lease, metadata)
+    match work.queued.ticket.kind:
+        case "servers":
+            return Syncing(appending, msgspec.json.decode(work.queued.spec, type=servers.Spec), panel, work.queued)
+        case "revert":
+            spec = msgspec.json.decode(work.queued.spec, type=reverts.Spec)
+            return None if spec.collection is None else Reverting(appending, spec)
+        case _:
+            return None
 
 
 def _revert_task(settings: Settings, work: Work) -> child.Task:

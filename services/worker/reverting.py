@@ -54,6 +54,15 @@ class Reverting:
             await say(child.Report("reverting", 100 * self._cursor.seen // total, self._log.state.counters))
         return self._done()
 
+    async def complete(self, command: jobs.Complete) -> None:
+        async def nothing() -> tuple[Sequence[Decided], child.Applied]:
+            return [], child.Applied(0, 0, 0)
+
+        async def end(_: child.Applied) -> Sequence[Decided]:
+            return [self._log.decided(command)]
+
+        await self._log.append(nothing, end)
+
     def _done(self, *, stopped: bool = False) -> child.Done:
         counters = self._log.state.counters
         result = self._cursor.conflicts.result(counters.created + counters.updated + counters.deleted)

@@ -14,6 +14,7 @@ from infra.db import CONNECTION_LOST
 from infra.eventstore.recorder import Claimed
 from infra.eventstore.store import Done
 from infra.leases import Lease
+from infra.panel import Panel
 from services.main import Process
 from services.worker import engines, policies, run
 from services.worker.children import Children
@@ -39,8 +40,10 @@ _TRANSIENT = (*CONNECTION_LOST, TimeoutError)
 class Worker:
     """Runs up to `concurrency` jobs of its lanes; everything about them is in the log and in rows."""
 
-    def __init__(self, process: Process, lanes: Sequence[jobs.Lane], children: Children) -> None:
-        self._process, self._children = process, children
+    def __init__(
+        self, process: Process, lanes: Sequence[jobs.Lane], children: Children, panel: Panel | None = None
+    ) -> None:
+        self._process, self._children, self._panel = process, children, panel
         self._kinds = [f"work/{lane}" for lane in lanes]
         self._slots = process.settings.jobs.concurrency
         self._shared = policies.Slots(process.leases, process.settings.policies.concurrency)
@@ -164,7 +167,7 @@ class Worker:
             await self._process.leases.release(lease)
             await self._shared.release(stream)
             return
-        one = run.Run(self._process, self._children, tenant, job, lease, done.state, done.position)
+        one = run.Run(self._process, self._children, self._panel, tenant, job, lease, done.state, done.position)
         task = asyncio.create_task(self._serve(one, stream), name=job)
         self._running[stream] = (lease, one, task)
         task.add_done_callback(lambda _: self._finished(stream))

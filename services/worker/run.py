@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from domain import errors, jobs, messages
 from infra.db import CONNECTION_LOST
 from infra.leases import Lease
+from infra.panel import Panel
 from services.main import Process
 from services.worker import child, engines, pace, policies, progress
 from services.worker.children import Child, Children, Died
@@ -32,7 +33,15 @@ class Run:
     the job up from its checkpoint."""
 
     def __init__(
-        self, process: Process, children: Children, tenant: str, job: str, lease: Lease, state: jobs.Job, since: int
+        self,
+        process: Process,
+        children: Children,
+        panel: Panel | None,
+        tenant: str,
+        job: str,
+        lease: Lease,
+        state: jobs.Job,
+        since: int,
     ) -> None:
         """`since` is the position of the event that started it."""
         assert state.queued is not None
@@ -54,7 +63,7 @@ class Run:
         folder = engines.folder(process.settings, job)
         self._work = engines.Work(tenant, job, state.queued, folder, state.confirm)
         self._bringing = engines.bringing(process, self._work, lease, self._metadata)
-        self._reverting = engines.reverting(process, self._work, lease, self._metadata)
+        self._inside = engines.inside(process, self._work, lease, self._metadata, panel)
         self._seen: child.Seen | None = None
 
     # What the worker tells it.
@@ -209,8 +218,8 @@ class Run:
             return child.Failed(error.code, error.message, error.details)
 
     async def _run(self) -> child.Done | child.Failed:
-        if self._reverting is not None:
-            return await self._reverting.run(self._note, lambda: self._stopping or self._leaving)
+        if self._inside is not None:
+            return await self._inside.run(self._note, lambda: self._stopping or self._leaving)
         bringing = self._bringing
         task = engines.task(self._process.settings, self._work) if bringing is None else await bringing.task()
         async with self._children.one() as one:
@@ -321,6 +330,8 @@ class Run:
         try:
             if self._bringing is not None and self._seen is not None and isinstance(command, jobs.Complete):
                 await self._bringing.complete(command, self._seen)
+            elif self._inside is not None and isinstance(command, jobs.Complete):
+                await self._inside.complete(command)
             else:
                 await self._execute(command)
         except (errors.InvalidState, errors.LeaseLost) as error:  # it ended in the log meanwhile, or is another's

@@ -60,9 +60,9 @@ def test_a_suspended_server_is_not_started_but_may_be_stopped() -> None:
     suspended = [ADDED, servers.Suspended()]
     for action in ("start", "restart"):
         given(servers, *suspended).when(servers.Ask(action, "node")).refused(errors.InvalidState)  # type: ignore[arg-type]
-    given(servers, *suspended).when(servers.Ask("kill", "node")).then(servers.Asked(action="kill", by="node"))
+    given(servers, *suspended).when(servers.Ask("kill", "node")).then(servers.PowerAsked(action="kill", by="node"))
     again = [*suspended, servers.Unsuspended()]
-    given(servers, *again).when(servers.Ask("start", "node")).then(servers.Asked(action="start", by="node"))
+    given(servers, *again).when(servers.Ask("start", "node")).then(servers.PowerAsked(action="start", by="node"))
 
 
 def test_what_its_process_does_is_said_once() -> None:

@@ -19,7 +19,9 @@ from infra import configfile
 from infra.blobs import Blobs
 from infra.bus import Bus
 from infra.leases import Leases
+from infra.panel import Panel
 from projections import collections as collections_read
+from projections import servers as servers_read
 from services import projector
 from services.main import Process
 from services.worker import children, progress
@@ -149,7 +151,7 @@ class Workshop:
 
 
 @contextlib.asynccontextmanager
-async def open_workshop(url: str, directory: Path) -> AsyncIterator[Workshop]:
+async def open_workshop(url: str, directory: Path, panel: Panel | None = None) -> AsyncIterator[Workshop]:
     settings = configfile.load(
         environ={},
         overrides=[
@@ -162,7 +164,7 @@ async def open_workshop(url: str, directory: Path) -> AsyncIterator[Workshop]:
         ],
     )
     async with open_store(url) as store, open_tail(store) as tail:
-        live = [collections_read]
+        live = [collections_read, servers_read]
         await projector.prepare(store.database, live)
         bus = Bus("nats://127.0.0.1:9")
         process = Process(
@@ -183,7 +185,7 @@ async def open_workshop(url: str, directory: Path) -> AsyncIterator[Workshop]:
         tasks = [
             asyncio.create_task(store.writer.run()),
             asyncio.create_task(projector.Projector(process.db, store, tail, settings.projector, live).run()),
-            asyncio.create_task(Worker(process, ("now", "later"), kept).serve()),
+            asyncio.create_task(Worker(process, ("now", "later"), kept, panel).serve()),
         ]
         try:
             yield Workshop(process, directory)
