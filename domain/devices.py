@@ -51,15 +51,25 @@ class Stale(messages.Event, frozen=True, tag="devices.stale"):
     head: int
 
 
+class CaughtUp(messages.Event, frozen=True, tag="devices.caught_up"):
+    """It has acknowledged every change of other devices, up to position `acked`; `changes` were new to it since it had
+    done so last."""
+
+    PUBLIC: ClassVar[bool] = True
+    ALIAS: ClassVar[str | None] = "sync.completed"
+    acked: int
+    changes: int
+
+
 class Deleted(messages.Event, frozen=True, tag="devices.deleted"):
     PUBLIC: ClassVar[bool] = True
 
 
-Event = Registered | Changed | TokenRegenerated | Stale | Deleted
+Event = Registered | Changed | TokenRegenerated | Stale | CaughtUp | Deleted
 
 
 class Device(Struct, frozen=True):
-    """`tokens` counts the tokens it has had."""
+    """`tokens` counts the tokens it has had; `caught_up` is the position at which it last had caught up."""
 
     name: str | None = None
     enabled: bool = True
@@ -67,6 +77,7 @@ class Device(Struct, frozen=True):
     tokens: int = 0
     deleted: bool = False
     stale: bool = False
+    caught_up: int = 0
 
 
 initial = Device()
@@ -82,6 +93,8 @@ def evolve(state: Device, event: Event) -> Device:
             return replace(state, token_sha256=event.token_sha256, tokens=event.number)
         case Stale():
             return replace(state, stale=True)
+        case CaughtUp():
+            return replace(state, caught_up=event.acked)
         case Deleted():
             return replace(state, deleted=True)
         case _:
@@ -119,11 +132,16 @@ class SayStale(messages.Command, frozen=True):
     head: int
 
 
+class SayCaughtUp(messages.Command, frozen=True):
+    acked: int
+    changes: int
+
+
 class Delete(messages.Command, frozen=True):
     pass
 
 
-Command = Register | Change | RegenerateToken | SayStale | Delete
+Command = Register | Change | RegenerateToken | SayStale | SayCaughtUp | Delete
 
 
 def decide(command: Command, state: Device) -> Sequence[Event]:
@@ -145,6 +163,9 @@ def decide(command: Command, state: Device) -> Sequence[Event]:
             return [_regenerated(command, state)]
         case SayStale():
             return [] if state.stale else [Stale(acked=command.acked, head=command.head)]
+        case SayCaughtUp():
+            said = command.acked <= state.caught_up
+            return [] if said else [CaughtUp(acked=command.acked, changes=command.changes)]
         case Delete():
             return [Deleted()]
         case _:

@@ -75,6 +75,8 @@ def _fold(row: Row | None, recorded: messages.Recorded) -> Row | None:
             return replace(row, token_sha256=event.token_sha256, tokens=event.number)
         case devices.Stale():
             return replace(row, stale_at=recorded.recorded_at)
+        case devices.CaughtUp():
+            return row
         case devices.Deleted():
             return None
         case _:

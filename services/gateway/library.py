@@ -14,6 +14,7 @@ from domain import errors, library
 from domain.plans.library import Change
 from projections import library as library_read
 from services.conflicts import Conflicts
+from services.gateway import caught_up
 from services.gateway import devices as device_routes
 from services.gateway.cursors import Cursors
 from services.gateway.devices import DEVICE, Seen
@@ -206,13 +207,17 @@ async def ack(call: Call) -> Any:
         raise errors.Invalid("That cursor belongs to another history")
     if cursor.position > max(seen.state.delivered, seen.state.acked):
         raise errors.Invalid("That cursor is ahead of what was delivered to the device")
-    acked = await process.db.fetchval(
+    noted = await process.db.fetchrow(
         "update undrift.device_state set acked_pos = greatest(acked_pos, $2),"
         " last_sync_at = case when $2 >= acked_pos then clock_timestamp() else last_sync_at end"
-        " where device = $1 returning acked_pos",
+        " where device = $1 returning acked_pos, judged_pos",
         row.id,
         cursor.position,
     )
+    assert noted is not None
+    acked = noted["acked_pos"]
+    if acked > noted["judged_pos"]:
+        await caught_up.judge(call, row.id, noted["judged_pos"], acked)
     text = Cursors(process.master).make(call.tenant, call.principal.owner, process.epoch, acked)
     return call.reply(Acked(text), call.api.reads.position)
 

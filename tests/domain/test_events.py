@@ -26,6 +26,7 @@ TOPICS = {
     "accounts.session_ended",
     "answers.given",
     "collections.observed",
+    "devices.caught_up",
     "devices.changed",
     "devices.deleted",
     "devices.registered",
