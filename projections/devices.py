@@ -43,14 +43,15 @@ def ddl(schema: str) -> str:
 
 
 async def apply(connection: Connection, schema: str, events: Sequence[messages.Recorded]) -> None:
-    await TABLE.apply(connection, schema, events, _key, _fold)
+    await TABLE.apply(connection, schema, events, _key, fold)
 
 
 def _key(recorded: messages.Recorded) -> Key:
     return recorded.tenant, recorded.id
 
 
-def _fold(row: Row | None, recorded: messages.Recorded) -> Row | None:
+def fold(row: Row | None, recorded: messages.Recorded) -> Row | None:
+    """A device as it is after an event, None once it is deleted. Raises LookupError for one that cannot come then."""
     event = recorded.event
     if isinstance(event, devices.Registered):
         return Row(

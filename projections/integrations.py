@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
+from typing import get_args
 
 import msgspec
 from msgspec import Struct
@@ -26,6 +27,8 @@ _REMEMBERED = 100
 _OF_JOBS = (
     jobs.Queued | jobs.Started | jobs.Held | jobs.Paused | jobs.Resumed | jobs.Stopped | jobs.Completed | jobs.Failed
 )
+#: What of a job's events counts for its integration.
+TOPICS = tuple(messages.topic(kind) for kind in get_args(_OF_JOBS))
 
 
 def ddl(schema: str) -> str:
@@ -41,12 +44,18 @@ async def apply(connection: Connection, schema: str, events: Sequence[messages.R
     rows.update(before := await INTEGRATIONS.load(connection, schema, {key for key, _ in keyed}))
     opened: dict[Key, Open | None] = {}
     opened.update(was := await OPEN.load(connection, schema, {_job_key(one) for _, one in keyed}))
-    for key, one in keyed:
-        name = _job_key(one)
-        rows[key] = _fold(rows.get(key), one, opened.get(name))
-        opened[name] = _fold_open(opened.get(name), one, rows[key])
+    follow(rows, opened, (one for _, one in keyed))
     await INTEGRATIONS.save(connection, schema, {key: row for key, row in rows.items() if row != before.get(key)})
     await OPEN.save(connection, schema, {key: row for key, row in opened.items() if row != was.get(key)})
+
+
+def follow(rows: dict[Key, Row | None], opened: dict[Key, Open | None], events: Iterable[messages.Recorded]) -> None:
+    """Brings the rows of both tables on by events, in their order."""
+    for one in events:
+        if (key := _key(one)) is not None:
+            name = _job_key(one)
+            rows[key] = _fold(rows.get(key), one, opened.get(name))
+            opened[name] = _fold_open(opened.get(name), one, rows[key])
 
 
 def _key(recorded: messages.Recorded) -> Key | None:

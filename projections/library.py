@@ -109,7 +109,7 @@ async def apply(connection: Connection, schema: str, events: Sequence[messages.R
     await VERSIONS.apply(connection, schema, events, _version_key, _version)
     await VERSIONS.apply(connection, schema, events, _earlier_key, _closed)
     await _tell(connection, schema, events)
-    await CONFLICTS.apply(connection, schema, events, _conflict_key, _conflict)
+    await CONFLICTS.apply(connection, schema, events, _conflict_key, fold_conflict)
 
 
 async def _tell(connection: Connection, schema: str, events: Sequence[messages.Recorded]) -> None:
@@ -163,7 +163,8 @@ def _conflict_key(recorded: messages.Recorded) -> Key | None:
             return None
 
 
-def _conflict(row: Conflict | None, recorded: messages.Recorded) -> Conflict | None:
+def fold_conflict(row: Conflict | None, recorded: messages.Recorded) -> Conflict | None:
+    """A conflict as it is after an event."""
     match recorded.event:
         case library.ConflictFound() as event:
             return _found(event, recorded)

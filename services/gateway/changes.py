@@ -11,8 +11,9 @@ from domain import errors, library
 from projections import library as library_read
 from projections.library import Version
 from projections.library_changes import Change
-from services.gateway import bodies, headers
+from services.gateway import as_of, bodies, headers
 from services.gateway import devices as device_routes
+from services.gateway.as_of import AS_OF
 from services.gateway.cursors import Cursors
 from services.gateway.devices import DEVICE, Seen
 from services.gateway.dialects import PINAKES, Reply, Timestamp, timestamp_ms
@@ -103,13 +104,16 @@ async def _stream(call: Call, seen: Seen, given: str | None) -> Any:
 
 
 async def snapshot(call: Call) -> Any:
-    """Begin without a cursor, then ask with the `cursor` and the `next` of each page: all pages show one moment."""
+    """Begin without a cursor, then ask with the `cursor` and the `next` of each page: all pages show one moment.
+    `as_of` begins at another than the present."""
     query = call.query()
     limit = bodies.integer(query, "limit", LIMIT_MAX, 1, LIMIT_MAX)
     seen = await device_routes.of_call(call, query.get("device_id"))
     read = await call.caught_up(library.STREAM)
     given = query.get("cursor") or None
-    at = read if given is None else await position_of(call, given)
+    if given is not None and "as_of" in query:
+        raise errors.Invalid("The cursor says already as of when")
+    at = await _moment(call, read) if given is None else await position_of(call, given)
     found = await library_read.listing(
         call.api.process.db, call.tenant, call.principal.owner, at, query.get("after", ""), limit + 1
     )
@@ -117,10 +121,18 @@ async def snapshot(call: Call) -> Any:
     if len(found) <= limit:
         await delivered(call, seen, at)
     more = page[-1].path if len(found) > limit else UNSET
-    return call.reply(Snapshot([_file(one) for one in page], _cursor(call, at), more), read)
+    return call.reply(Snapshot([file(one) for one in page], _cursor(call, at), more), read)
 
 
-def _file(version: Version) -> File:
+async def _moment(call: Call, read: int) -> int:
+    """Where a snapshot begins: at what the read models know, or at `as_of`."""
+    if (moment := await as_of.wanted(call)) is None:
+        return read
+    await as_of.reached(call, moment)
+    return moment.position
+
+
+def file(version: Version) -> File:
     assert version.hash is not None
     assert version.size is not None
     mtime = None if version.mtime is None else timestamp_ms(version.mtime)
@@ -155,7 +167,13 @@ ROUTES: Sequence[Route] = (
         snapshot,
         PINAKES,
         "The whole library at one position, by path",
-        query=(_CURSOR, _LIMIT, Parameter("after", {"type": "string"}, "the `next` of the page before"), *DEVICE),
+        query=(
+            _CURSOR,
+            _LIMIT,
+            Parameter("after", {"type": "string"}, "the `next` of the page before"),
+            AS_OF,
+            *DEVICE,
+        ),
         answers={200: Snapshot},
         errors=_ERRORS,
     ),

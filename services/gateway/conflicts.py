@@ -8,17 +8,20 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from domain import errors, library
+from domain import devices, errors, library, messages
 from infra.eventstore.store import Wish
 from projections import devices as devices_read
 from projections import library as library_read
-from services.gateway import bodies
+from services.conflicts import Conflicts
+from services.gateway import as_of, bodies
 from services.gateway import devices as device_routes
 from services.gateway import library as library_routes
+from services.gateway.as_of import AS_OF, Moment
 from services.gateway.devices import DEVICE
 from services.gateway.dialects import PINAKES
 from services.gateway.library import Conflict, shape
 from services.gateway.routes import Call, Parameter, Route
+from services.gateway.things import CONFLICT
 from services.resolutions import Settlement
 from services.shelf import Who
 
@@ -114,17 +117,38 @@ async def list_(call: Call) -> Any:
 
 
 async def show(call: Call) -> Any:
-    """Also one that is resolved, with what it came to."""
+    """Also one that is resolved, with what it came to. With `as_of` as it was then, and what each resolution would
+    have done then."""
+    if (moment := await as_of.wanted(call)) is not None:
+        return await _was(call, moment)
     position = await call.caught_up(library.STREAM)
     row = await _find(call, call.path("conflict_id"))
-    whose, day = await _named(call, row)
-    rules = library_routes.conflicts_of(call)
+    explained = await _explained(call, row, await _named(call, row), library_routes.conflicts_of(call))
+    return call.reply(explained, position)
+
+
+async def _was(call: Call, moment: Moment) -> Any:
+    source = await CONFLICT.find(call, call.path(CONFLICT.parameter))
+    await as_of.reached(call, moment)
+    store = call.api.process.store
+    told = [one for one in await store.stream(source.stream, until=moment.position) if source.tells(one)]
+    row = as_of.folded(told, library_read.fold_conflict)
+    if row is None:
+        raise errors.NotFound("There was no such conflict then", kind="conflict")
+    stream = messages.stream(devices.STREAM, call.tenant, row.device)
+    device = as_of.folded(await store.stream(stream, until=moment.position), devices_read.fold)
+    named = "" if device is None else device.name, moment.now.date().isoformat()
+    explained = await _explained(call, row, named, library_routes.conflicts_of(call, moment))
+    return call.reply(explained, moment.position)
+
+
+async def _explained(call: Call, row: library_read.Conflict, named: tuple[str, str], rules: Conflicts) -> Explained:
     choices: Sequence[library.Resolution] = ("server_wins", "client_wins", "keep_both", "manual")
     previews: list[Preview] = []
     for resolution in choices if row.resolved_at is None else ():
-        settled = await rules.preview(_who(call), row.file, row.conflict, resolution, whose, day)
+        settled = await rules.preview(_who(call), row.file, row.conflict, resolution, *named)
         previews.append(Preview(resolution, settled.awaits is not None, _steps(settled, row)))
-    return call.reply(Explained(shape(row), previews), position)
+    return Explained(shape(row), previews)
 
 
 def _steps(settled: Settlement, row: library_read.Conflict) -> list[Step]:
@@ -240,7 +264,9 @@ ROUTES: Sequence[Route] = (
         answers={200: ResolvedMany},
         errors=_WRITE,
     ),
-    Route("GET", _ONE, show, PINAKES, "One conflict, explained", answers={200: Explained}, errors=_READ),
+    Route(
+        "GET", _ONE, show, PINAKES, "One conflict, explained", query=(AS_OF,), answers={200: Explained}, errors=_READ
+    ),
     Route(
         "POST",
         _ONE + "/resolve",

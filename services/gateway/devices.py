@@ -14,10 +14,12 @@ from infra import secrets
 from infra.db import Database
 from infra.eventstore.store import Done, Wish
 from projections import devices as devices_read
-from services.gateway import auth
+from services.gateway import as_of, auth
+from services.gateway.as_of import AS_OF, Moment
 from services.gateway.cursors import Cursors
 from services.gateway.dialects import PINAKES, Reply, Timestamp, timestamp_ms
 from services.gateway.routes import Call, Parameter, Route
+from services.gateway.things import DEVICE as DEVICE_THING
 
 _RECENTLY = "d.last_seen_at > clock_timestamp() - interval '5 seconds'"
 _SEEN = f"""
@@ -260,8 +262,27 @@ async def register(call: Call) -> Any:
 
 
 async def show(call: Call) -> Any:
+    """With `as_of` as it was then: when it was last seen, and how far it had come, is null where it has moved since."""
+    if (moment := await as_of.wanted(call)) is not None:
+        return call.reply(await _was(call, moment), moment.position)
     device, position = await _shown(call, await _allowed(call))
     return call.reply(device, position)
+
+
+async def _was(call: Call, moment: Moment) -> Device:
+    source = await DEVICE_THING.find(call, id := call.path(DEVICE_THING.parameter))
+    process = call.api.process
+    row = as_of.folded(await process.store.stream(source.stream, until=moment.position), devices_read.fold)
+    if row is None:
+        raise errors.NotFound("There was no such device then", kind="device")
+    state = (await states(process.db, [id])).get(id, State())
+    synced = moment.saw(state.last_sync_at)
+    known = State(
+        acked=state.acked if synced else 0,
+        last_seen_at=state.last_seen_at if moment.saw(state.last_seen_at) else None,
+        last_sync_at=state.last_sync_at if synced else None,
+    )
+    return _shape(call, row, known)
 
 
 async def change(call: Call) -> Any:
@@ -330,7 +351,7 @@ ROUTES: Sequence[Route] = (
     Route(
         "POST", _BASE, register, PINAKES, "Register a device", body=Register, answers={200: Registered}, errors=_WRITE
     ),
-    Route("GET", _ONE, show, PINAKES, "One device", answers={200: Device}, errors=_ERRORS),
+    Route("GET", _ONE, show, PINAKES, "One device", query=(AS_OF,), answers={200: Device}, errors=_ERRORS),
     Route("PUT", _ONE, change, PINAKES, "Rename, enable or disable", body=Change, answers={200: Device}, errors=_WRITE),
     Route("DELETE", _ONE, delete, PINAKES, "Forget a device", answers={204: None}, errors=_WRITE),
     Route(

@@ -375,7 +375,7 @@ OURS = Dialect(0, _KEYS, timestamp_s, SyncFault, _sync)
 
 _VERSIONED, _UNVERSIONED = "/api/v1/sync", "/api/sync"
 _LIBRARY_NAMES = ("devices", "changes", "report", "ack", "conflicts", "upload", "download")
-_OUR_LIBRARY_NAMES = ("snapshot", "versions", "restore", "tus")
+_OUR_LIBRARY_NAMES = ("snapshot", "versions", "restore", "tus", "media")
 _PREFIXES: Mapping[str, Dialect] = {
     "api/admin/sync": NETWORK,
     "api/admin/servers": NETWORK,

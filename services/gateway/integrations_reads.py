@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from domain import errors
@@ -12,8 +11,12 @@ from projections import integrations as integrations_read
 from projections import jobs as jobs_read
 from projections import usage as usage_read
 from services import integrations as declarations
+from services import integrations_past as past
+from services.gateway import as_of
+from services.gateway.as_of import PRESENT, Moment
 from services.gateway.integrations_shapes import CurrentJob, Listing, Statuses, described, shape
 from services.gateway.routes import Call
+from services.gateway.things import INTEGRATION
 from services.worker import progress
 from services.worker.remotes import Remotes
 
@@ -26,8 +29,8 @@ async def find(call: Call) -> integrations_read.Row:
     return row
 
 
-def _breaker(call: Call, row: integrations_read.Row) -> Breaker:
-    return declarations.breaker(call.api.process.settings, row, datetime.now(UTC))
+def _breaker(call: Call, row: integrations_read.Row, moment: Moment = PRESENT) -> Breaker:
+    return declarations.breaker(call.api.process.settings, row, moment.now)
 
 
 def _remotes(call: Call) -> Remotes:
@@ -43,10 +46,24 @@ async def list_(call: Call) -> Any:
 
 
 async def show(call: Call) -> Any:
+    """With `as_of` as it was then; what its remote allowed then is not kept."""
+    moment = await as_of.wanted(call)
+    if moment is not None:
+        return await _was(call, moment)
     position = await call.caught_up()
     row = await find(call)
     quotas = await _remotes(call).quotas(call.tenant, row.id)
     return call.reply(shape(row, _breaker(call, row), quotas.get(row.id)), position)
+
+
+async def _was(call: Call, moment: Moment) -> Any:
+    source = await INTEGRATION.find(call, id := call.path(INTEGRATION.parameter))
+    await as_of.reached(call, moment)
+    row = await past.row(call.api.process.store, call.tenant, id, source.stream, moment.position)
+    if row is None:
+        raise errors.NotFound("There was no such integration then", kind="integration")
+    quota = None if moment.until is not None else (await _remotes(call).quotas(call.tenant, id)).get(id)
+    return call.reply(shape(row, _breaker(call, row, moment), quota), moment.position)
 
 
 async def statuses(call: Call) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from services.gateway import integrations as commands
 from services.gateway import integrations_reads as reads
 from services.gateway import sessions_attach
+from services.gateway.as_of import AS_OF
 from services.gateway.dialects import JOBS
 from services.gateway.integrations import Change, Create, Deleted, Initialized, Start, Started, Stopped
 from services.gateway.integrations_shapes import Integration, Listing, Statuses
@@ -65,6 +66,7 @@ ROUTES: Sequence[Route] = (
         JOBS,
         "One integration",
         needs="jobs:read",
+        query=(AS_OF,),
         answers={200: Integration},
         errors=_READ,
     ),

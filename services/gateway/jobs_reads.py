@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from msgspec import UNSET
 
 from domain import errors, jobs, messages
 from projections import jobs as jobs_read
-from services.gateway import bodies, headers
+from services.gateway import as_of, bodies, headers
+from services.gateway.as_of import Moment
 from services.gateway.dialects import Reply, timestamp_ms
 from services.gateway.jobs_live import JobStream
 from services.gateway.jobs_shapes import ENDED, Detail, Line, Listing, Logs, job, outcome
 from services.gateway.jobs_watched import Cursor
 from services.gateway.routes import Call
 from services.gateway.streams import Live
+from services.gateway.things import JOB, check_job
 from services.worker import progress
 
 LIMIT = 20
@@ -50,32 +52,50 @@ async def found(call: Call, name: str = "job_id") -> tuple[jobs_read.Row, int]:
     row = await jobs_read.get(call.api.process.db, call.tenant, call.path(name))
     if row is None:
         raise errors.NotFound("There is no such job", kind="job")
-    if not call.principal.may("jobs:read") and row.actor != call.principal.actor:
-        raise errors.Forbidden("This needs the scope jobs:read")
+    check_job(call.principal, row.actor)
     return row, position
 
 
+async def _was(call: Call, moment: Moment) -> jobs_read.Row:
+    """The same job at a moment, from its events."""
+    source = await JOB.find(call, call.path(JOB.parameter))
+    row = as_of.folded(await call.api.process.store.stream(source.stream, until=moment.position), jobs_read.fold)
+    if row is None or row.deleted_at is not None:
+        raise errors.NotFound("There was no such job then", kind="job")
+    return row
+
+
 async def show(call: Call) -> Any:
-    row, position = await found(call)
+    """With `as_of` as it was then, as far as that was kept: finer progress than that of events is told only of the
+    last attempt of a job that has not completed."""
+    moment = await as_of.wanted(call)
+    if moment is None:
+        return await _shown(call, *await found(call), as_of.PRESENT)
+    return await _shown(call, await _was(call, moment), moment.position, moment)
+
+
+async def _shown(call: Call, row: jobs_read.Row, position: int, moment: Moment) -> Any:
     detail: Detail = job(row, Detail)
     process = call.api.process
     detail.stats = outcome(row.counters)
     detail.stage = UNSET if row.stage is None else row.stage
-    if row.status != "completed" and (seen := (await progress.read(process.db, [row.id])).get(row.id)):
-        _refine(detail, row, seen)
-    lines = await progress.newest_lines(process.db, call.tenant, row.id, process.settings.jobs.log_lines)
+    seen = None if row.status == "completed" else (await progress.read(process.db, [row.id])).get(row.id)
+    if seen is not None and moment.saw(seen.at):
+        _refine(detail, row, seen, moment.now)
+    limit = process.settings.jobs.log_lines
+    lines = await progress.newest_lines(process.db, call.tenant, row.id, limit, moment.until)
     detail.logs = [Line(timestamp_ms(line.at), line.level, line.message) for line in lines]
     return call.reply(detail, position)
 
 
-def _refine(detail: Detail, row: jobs_read.Row, seen: progress.Seen) -> None:
+def _refine(detail: Detail, row: jobs_read.Row, seen: progress.Seen, now: datetime) -> None:
     """What events do not say: it is newer than they are where a job runs, and never behind them."""
     if seen.progress.progress >= row.progress:
         detail.progress = seen.progress.progress
         if row.status in jobs.OPEN:
             detail.stage = seen.progress.stage
             detail.stats = outcome(seen.progress.counters)
-    if row.status == "running" and (expected := seen.completion(datetime.now(UTC))) is not None:
+    if row.status == "running" and (expected := seen.completion(now)) is not None:
         detail.estimated_completion = timestamp_ms(expected)
 
 

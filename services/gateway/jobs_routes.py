@@ -8,6 +8,7 @@ from domain import jobs
 from services.gateway import diff, sessions_attach
 from services.gateway import jobs as commands
 from services.gateway import jobs_reads as reads
+from services.gateway.as_of import AS_OF
 from services.gateway.dialects import JOBS
 from services.gateway.jobs_shapes import Detail, Listing, Logs
 from services.gateway.routes import Parameter, Route
@@ -59,6 +60,7 @@ ROUTES: Sequence[Route] = (
         reads.show,
         JOBS,
         "One job with its progress and newest log lines",
+        query=(AS_OF,),
         answers={200: Detail},
         errors=(400, 401, 403, 404, 503),
     ),

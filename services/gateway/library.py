@@ -16,11 +16,13 @@ from projections import library as library_read
 from services.conflicts import Conflicts
 from services.gateway import caught_up
 from services.gateway import devices as device_routes
+from services.gateway.as_of import Moment
 from services.gateway.cursors import Cursors
 from services.gateway.devices import DEVICE, Seen
 from services.gateway.dialects import PINAKES, Timestamp, timestamp_ms
 from services.gateway.routes import Call, Route
 from services.library import Item, Library, Outcome, Refusal
+from services.library_past import PastShelf
 from services.library_shelf import LogShelf
 from services.shelf import Places, Who
 
@@ -98,9 +100,13 @@ def of_call(call: Call) -> Library:
     return Library(LogShelf(process.db, process.store), Places(process.master))
 
 
-def conflicts_of(call: Call) -> Conflicts:
+def conflicts_of(call: Call, moment: Moment | None = None) -> Conflicts:
+    """As things stand, or as they stood then."""
     process = call.api.process
-    return Conflicts(LogShelf(process.db, process.store), Places(process.master))
+    shelf = LogShelf(process.db, process.store)
+    if moment is not None:
+        shelf = PastShelf(process.db, process.store, moment.position, moment.until)
+    return Conflicts(shelf, Places(process.master))
 
 
 def wrote(call: Call, position: int) -> None:

@@ -146,14 +146,17 @@ async def lines(database: Database, tenant: str, job: str, after: int, limit: in
     return [Line(*row) for row in rows]
 
 
-async def newest_lines(database: Database, tenant: str, job: str, limit: int) -> list[Line]:
-    """The last lines, oldest first."""
+async def newest_lines(
+    database: Database, tenant: str, job: str, limit: int, until: datetime | None = None
+) -> list[Line]:
+    """The last lines, or those that were written before a time, oldest first."""
     rows = await database.fetch(
         "select seq, at, level, message from undrift.job_logs where job = $1 and tenant = $2"
-        " order by seq desc limit $3",
+        " and ($4::timestamptz is null or at < $4) order by seq desc limit $3",
         job,
         tenant,
         limit,
+        until,
     )
     return [Line(*row) for row in reversed(rows)]
 

@@ -64,7 +64,7 @@ def before_call(context: HookContext, case: Case[Any], kwargs: dict[str, Any]) -
     for name, known in PEOPLE["ids"].items():
         text = given.get(name)
         if isinstance(text, str) and text and zlib.crc32(text.encode(errors="replace")) % 2:
-            if name == "job_id" and case.operation.label.rpartition("/")[2] not in ("stop", "revert", "{other_id}"):
+            if name == "job_id" and case.operation.label.rpartition("/")[2] not in ("stop", "revert", "history", "{other_id}"):
                 continue  # the others have theirs already
             mine = known.get(case.operation.label, known["any"])
             case.path_parameters[name] = mine[zlib.crc32(text.encode(errors="replace")) // 2 % len(mine)]

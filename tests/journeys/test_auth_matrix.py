@@ -16,7 +16,7 @@ from tests.journeys.system import ADMIN, QUICK, Answer, System
 
 PATHS = {"job_id": "sync-job-none", "integration_id": "none", "collection_id": "none", "entity": "none", "item": "none"}
 PATHS |= {"other_id": "sync-job-none", "path": "none", "index": "0", "webhook_id": "wh-none", "seq": "1"}
-PATHS |= {f"{name}_id": f"{'0' * 8}-{name}" for name in ("user", "device", "conflict", "upload", "session")}
+PATHS |= {f"{name}_id": f"{'0' * 8}-{name}" for name in ("user", "device", "conflict", "upload", "session", "media")}
 BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/api/sync/jobs"): {"integrationId": "none", "type": "full"},
     ("PUT", "/api/sync/jobs/{job_id}/interval"): {"interval": 5},
@@ -37,7 +37,7 @@ SIGNED = {"/api/sync/integrations/{integration_id}/hooks/plane"}
 LOGIN = ("POST", "/api/v1/auth/login")
 #: The library's routes and what stands beside them (family 4).
 LIBRARY = ("devices", "changes", "report", "ack", "conflicts", "upload", "download")
-LIBRARY += ("snapshot", "versions", "restore", "tus")
+LIBRARY += ("snapshot", "versions", "restore", "tus", "media")
 HARMLESS = "/api/sync/jobs?limit=1"
 #: What opens with any key, whatever its scopes.
 ANY_KEY = {"/api/v1/health"}
@@ -152,6 +152,7 @@ WRONG = {
 
 #: Whoever queues jobs may look at those.
 OWN_JOBS = {"/api/sync/jobs", "/api/sync/jobs/{job_id}", "/api/sync/jobs/{job_id}/events"}
+OWN_JOBS |= {"/api/sync/jobs/{job_id}/history"}
 OWN_JOBS |= {"/api/sync/jobs/{job_id}/diff/{other_id}"}
 
 

@@ -63,6 +63,7 @@ def people(system: System) -> dict[str, Any]:
             "index": {"any": ["0"]},
             **jobs(system),
             "path": {"any": ["file"]},
+            "media_id": {"any": [version["media_id"]]},
         },
         "bodies": {
             "/api/v1/auth/login": {"username": owner.name, "password": PASSWORD},
