@@ -8,7 +8,7 @@ import sys
 import structlog
 
 from domain import keys, tenants
-from infra import secrets
+from infra import memory, secrets
 from infra.eventstore.recorder import Claimed
 from services import main
 from services.gateway import retention, server, sweep
@@ -33,6 +33,7 @@ async def admit_admin(process: Process) -> None:
 
 async def run(process: Process) -> None:
     """The role."""
+    memory.keep()
     settings = process.settings.gateway
     await admit_admin(process)
     sockets = server.bind(settings)
