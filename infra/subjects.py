@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 
 EVENTS = "evt.>"
@@ -57,6 +58,33 @@ def event(tenant: str, owner: str, topic: str) -> str:
     """`evt.<tenant>.<owner>.<context>.<event>`: always five tokens. The owner is `_` where there is none."""
     context, _, name = topic.partition(".")
     return f"evt.{token(tenant)}.{token(owner or NOBODY)}.{token(context)}.{token(name)}"
+
+
+def events_of(tenant: str, topics: Sequence[str] = ()) -> tuple[str, ...]:
+    """Where a tenant's events are, whoever owns them: all of them, or those of topics such as `jobs.completed` and
+    `jobs.*`."""
+    if not topics:
+        return (f"evt.{token(tenant)}.>",)
+    split = (topic.partition(".") for topic in topics)
+    return tuple(
+        f"evt.{token(tenant)}.*.{token(context)}.{name if name == '*' else token(name)}" for context, _, name in split
+    )
+
+
+def within(wanted: str, allowed: str) -> bool:
+    """Whether everything below one subject is below another; both may have wildcards."""
+    ours, theirs = wanted.split("."), allowed.split(".")
+    for place, limit in enumerate(theirs):
+        if limit == ">":
+            return len(ours) > place
+        if place >= len(ours) or ours[place] == ">" or (ours[place] != limit and (limit != "*" or not ours[place])):
+            return False
+    return len(ours) == len(theirs)
+
+
+def person(tenant: str, owner: str) -> str:
+    """Everything that belongs to one person."""
+    return f"evt.{token(tenant)}.{token(owner)}.>"
 
 
 def ask(kind: str) -> str:

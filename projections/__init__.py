@@ -3,6 +3,7 @@
 from projections import (
     accounts,
     collections,
+    consumers,
     devices,
     integrations,
     jobs,
@@ -22,6 +23,7 @@ ALL: tuple[Projection, ...] = (
     jobs,
     integrations,
     keys,
+    consumers,
     tenants,
     collections,
     network,

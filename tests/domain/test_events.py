@@ -27,6 +27,8 @@ TOPICS = {
     "answers.given",
     "collections.observed",
     "devices.caught_up",
+    "consumers.issued",
+    "consumers.revoked",
     "devices.changed",
     "devices.deleted",
     "devices.registered",

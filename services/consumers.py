@@ -1,0 +1,257 @@
+"""Consumers from outside: lets those in that show a credential, stands between them and JetStream, and ends what was
+revoked."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import msgspec
+import structlog
+from msgspec import Struct
+from nats.aio.msg import Msg
+
+from domain import consumers, errors
+from infra import callout, permissions, subjects
+from infra.bus import Bus
+from infra.db import CONNECTION_LOST
+from projections import consumers as consumers_read
+from services import consumers_rules as rules
+from services.consumers_gate import Gate, Known
+from services.gateway import auth
+from services.main import Process
+
+log = structlog.get_logger("consumers")
+
+#: For so long a credential that was looked up is believed; what is revoked is forgotten at once.
+_FRESH_S = 5.0
+#: Connections that are looked at at a time; the others wait.
+_AT_ONCE = 32
+#: How long all nodes have to say who is connected, and how many one says at a time.
+_SAY_S, _PAGE = 0.5, 500
+TRANSIENT = (errors.Unavailable, errors.TimedOut, *CONNECTION_LOST)
+
+
+class _Connection(Struct):
+    cid: int
+    authorized_user: str = ""
+
+
+class _Connections(Struct):
+    server_id: str
+    connections: list[_Connection] = []
+    total: int = 0
+    offset: int = 0
+
+
+class _Node(Struct):
+    data: _Connections
+
+
+class Open(NamedTuple):
+    """A connection of a consumer: where it is, and whose."""
+
+    server: str
+    number: int
+    id: str
+
+
+class Consumers:
+    """Any number may run: they share the questions, and what is ended twice is ended."""
+
+    def __init__(self, process: Process, bus: Bus) -> None:
+        settings = process.settings.nats
+        self._process, self._bus, self._settings = process, bus, settings
+        self._issuer = callout.Issuer(settings.issuer)
+        self._known: dict[str, tuple[Known, str, float]] = {}
+        self._slots = asyncio.Semaphore(_AT_ONCE)
+        self._tasks: set[asyncio.Task[None]] = set()
+        #: Ids that were revoked while we were here, and until when those stay out that asked for too much.
+        self._revoked: set[str] = set()
+        self._flooding: dict[str, float] = {}
+        self._look = asyncio.Event()
+        self._gate = Gate(bus, self._valid, settings.consumer_rate, self._flooded)
+
+    async def run(self) -> None:
+        """Serves until cancelled."""
+        await self._bus.connect()
+        await self._bus.subscribe(permissions.AUTHORISE, self._asked, queue=permissions.GATE)
+        await self._bus.subscribe(f"{permissions.SAID}.>", self._gate.hear, queue=permissions.GATE)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._follow())
+                group.create_task(self._sweep())
+        finally:
+            self._gate.close()
+            for task in self._tasks:
+                task.cancel()
+            await self._bus.close()
+
+    # Who comes in.
+
+    async def _asked(self, message: Msg) -> None:
+        task = asyncio.create_task(self._decide(message))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _decide(self, message: Msg) -> None:
+        try:
+            asked = callout.question(message.data)
+        except callout.Malformed:
+            log.error("the server asks what we do not understand")
+            return
+        try:
+            async with self._slots:
+                known = await self._shown(asked)
+                if known is None:
+                    answer = self._issuer.refuse(asked, "unknown, revoked or over")
+                else:
+                    answer = self._issuer.admit(asked, known.id, known.until)
+            await self._bus.publish(message.reply, answer)
+        except TRANSIENT as error:
+            log.warning("a consumer could not be let in", reason=type(error).__name__)
+            return
+        if known is None:
+            log.info("a consumer was refused")
+        else:
+            log.info("a consumer came in", credential=known.id, tenant=known.tenant)
+
+    async def _shown(self, asked: callout.Asked) -> Known | None:
+        """The credential whose id and token a connection shows."""
+        id, token = asked.connect_opts.user, asked.token
+        if not rules.ID.fullmatch(id) or not token or id in self._out():
+            return None
+        known, digest = await self._look_up(id)
+        return known if hmac.compare_digest(digest, auth.digest(token)) else None
+
+    async def _valid(self, id: str) -> Known | None:
+        return (await self._look_up(id))[0] if rules.ID.fullmatch(id) else None
+
+    async def _look_up(self, id: str) -> tuple[Known | None, str]:
+        """A credential and the digest of its token, or nothing."""
+        found = self._known.get(id)
+        if found is not None and found[2] > time.monotonic():
+            known, digest, _ = found
+            return (None, "") if known.until is not None and known.until <= time.time() else (known, digest)
+        self._known.pop(id, None)
+        if id in self._revoked:
+            return None, ""
+        row = await consumers_read.live(self._process.db, id)
+        if row is None:
+            return None, ""
+        until = None if row.expires_at is None else row.expires_at.timestamp()
+        known = Known(row.id, row.tenant, subjects.events_of(row.tenant, row.topics), until)
+        self._known[id] = (known, row.token_sha256, time.monotonic() + _FRESH_S)
+        return known, row.token_sha256
+
+    # Who has to go.
+
+    def _flooded(self, id: str) -> None:
+        self._flooding[id] = time.monotonic() + self._settings.consumer_check_s
+        self._look.set()
+
+    def _out(self) -> set[str]:
+        """Those that asked for too much a moment ago."""
+        return {id for id, until in self._flooding.items() if until > time.monotonic()}
+
+    async def _follow(self) -> None:
+        subscription = self._process.tail.subscribe(self._process.tail.position, contexts=frozenset({consumers.STREAM}))
+        try:
+            async for page in subscription:
+                for recorded in page:
+                    if isinstance(recorded.event, consumers.Revoked):
+                        self._known.pop(recorded.id, None)
+                        self._revoked.add(recorded.id)
+                        self._look.set()
+        finally:
+            subscription.close()
+
+    async def _sweep(self) -> None:
+        """Looks who is here, as soon as somebody may have to go and every now and then."""
+        while True:
+            self._look.clear()
+            try:
+                if await self._bus.ready(self._settings.consumer_check_s):
+                    await self.end(self._out())
+            except TRANSIENT as error:
+                log.warning("consumers could not be looked at", reason=type(error).__name__)
+            self._flooding = {id: self._flooding[id] for id in self._out()}
+            try:
+                async with asyncio.timeout(self._settings.consumer_check_s):
+                    await self._look.wait()
+            except TimeoutError:
+                pass
+
+    async def end(self, also: Iterable[str] = ()) -> int:
+        """Ends the connections of credentials that are no more, and those of `also`; answers how many. The consumers
+        that such credentials had go as well."""
+        opened, names = await self.connections(), await self._gate.names()
+        ids = {one.id for one in opened} | {id for name in names if (id := rules.owner(name)) is not None}
+        if not ids:
+            return 0
+        await self._caught_up()
+        living = await consumers_read.living(self._process.db, sorted(ids))
+        wrong = [one for one in opened if one.id not in living or one.id in also]
+        for one in wrong:
+            self._known.pop(one.id, None)
+            await self._bus.request(
+                permissions.KICK.replace("*", one.server), msgspec.json.encode({"cid": one.number}), 5
+            )
+            log.info("a consumer was sent away", credential=one.id)
+        for name in names:
+            if rules.owner(name) not in living:
+                await self._gate.delete(name)
+        return len(wrong)
+
+    async def _caught_up(self) -> None:
+        """The read model has seen what we have heard of."""
+        wanted = self._process.tail.position
+        for _ in range(100):
+            found = await self._process.db.fetchval(
+                "select pos from undrift.tracking where projection = $1 and generation = $2",
+                consumers_read.NAME,
+                consumers_read.GENERATION,
+            )
+            if found is not None and found >= wanted:
+                return
+            await asyncio.sleep(0.05)
+
+    async def connections(self) -> list[Open]:
+        """Who is here from outside, at all nodes."""
+        found: list[Open] = []
+        offset = 0
+        while True:
+            nodes = [said.data for said in await self._all_nodes(offset)]
+            for node in nodes:
+                found += [Open(node.server_id, one.cid, one.authorized_user) for one in node.connections]
+            offset += _PAGE
+            if not any(node.total > offset for node in nodes):
+                return found
+
+    async def _all_nodes(self, offset: int) -> list[_Node]:
+        inbox, said = self._bus.inbox(), list[_Node]()
+
+        async def hear(message: Msg) -> None:
+            said.append(msgspec.json.decode(message.data, type=_Node))
+
+        listener = await self._bus.subscribe(inbox, hear)
+        asked = {"auth": True, "acc": permissions.OUTSIDE, "offset": offset, "limit": _PAGE}
+        body = msgspec.json.encode(asked)
+        try:
+            await self._bus.send(f"PUB {permissions.CONNECTIONS} {inbox} {len(body)}\r\n".encode() + body + b"\r\n")
+            await asyncio.sleep(_SAY_S)
+        finally:
+            await listener.close()
+        return said
+
+
+async def run(process: Process) -> None:
+    """The role; it rests where nothing signs for consumers."""
+    settings = process.settings.nats
+    if not settings.issuer:
+        await asyncio.Event().wait()
+    bus = Bus(settings.url, settings, name=f"{process.name} {permissions.GATE}", user=permissions.GATE)
+    await Consumers(process, bus).run()

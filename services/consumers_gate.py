@@ -1,0 +1,184 @@
+"""The gate between consumers from outside and JetStream: what they may ask is passed on, the rest is refused.
+
+Whoever asks JetStream chooses where it answers, and how a consumer delivers. So nobody outside asks it: they ask here,
+in the name that their credential opens, and are answered in their own inboxes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+import msgspec
+import structlog
+from msgspec import Struct
+from nats.aio.msg import Msg
+
+from domain import errors
+from infra import permissions
+from infra.bus import Bus
+from infra.jetstream import Refused as JetStreamRefused
+from services import consumers_rules as rules
+
+log = structlog.get_logger("consumers")
+
+_API = "$JS.API"
+_TIMEOUT_S = 5.0
+#: Requests of one credential that wait for JetStream; what comes on top is refused at once.
+_WAITING = 64
+_PAGES = 100
+#: What one of them costs, in acknowledgements.
+_REQUEST = 20
+
+
+class Known(Struct, frozen=True):
+    """A credential that may be here, and what it reads."""
+
+    id: str
+    tenant: str
+    subjects: tuple[str, ...]
+    until: float | None = None
+
+
+Lookup = Callable[[str], Awaitable[Known | None]]
+
+
+class Gate:
+    """`lookup` finds a credential by its id; `flooded` is told of one that asks for more than `rate` a second."""
+
+    def __init__(self, bus: Bus, lookup: Lookup, rate: int, flooded: Callable[[str], None]) -> None:
+        self._bus, self._lookup, self._rate, self._flooded = bus, lookup, rate, flooded
+        self._said: Counter[str] = Counter()
+        self._second = 0
+        self._waiting: Counter[str] = Counter()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def hear(self, message: Msg) -> None:
+        """One message of a consumer: an acknowledgement, or a request."""
+        tokens = message.subject.split(".")[2:]  # behind feeds.in
+        if tokens[1] == "ACK":
+            await self._acknowledge(message, tokens)
+            return
+        id = tokens[1]
+        back = _inbox(id, message.reply)
+        if back is None or self._is_too_much(id, _REQUEST):
+            return
+        if self._waiting[id] >= _WAITING:
+            await self._bus.publish(back, rules.refusal(rules.Refused(503, "one thing after the other; try again")))
+            return
+        self._waiting[id] += 1
+        task = asyncio.create_task(self._request(id, tokens[3:], message.data, back))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    async def names(self) -> list[str]:
+        """The consumers of all credentials."""
+        found: list[str] = []
+        for _ in range(_PAGES):
+            asked = msgspec.json.encode({"offset": len(found)})
+            said = await self._ask(f"CONSUMER.NAMES.{rules.STREAM}", asked)
+            page = msgspec.json.decode(said)
+            if "error" in page or not page.get("consumers"):
+                break
+            found += page["consumers"]
+            if len(found) >= page["total"]:
+                break
+        return [name for name in found if rules.owner(name) is not None]
+
+    async def delete(self, name: str) -> None:
+        await self._ask(f"CONSUMER.DELETE.{rules.STREAM}.{name}")
+
+    async def _acknowledge(self, message: Msg, tokens: list[str]) -> None:
+        """The server has seen that the consumer is one of theirs."""
+        id = rules.owner(tokens[3]) if len(tokens) > 3 else None
+        if id is None or self._is_too_much(id):
+            return
+        back = _inbox(id, message.reply) if message.reply else ""
+        if back is not None:
+            await self._pass(".".join(tokens), message.data, back)
+
+    async def _request(self, id: str, words: list[str], body: bytes, back: str) -> None:
+        try:
+            answer = await self._answer(id, words, body, back)
+        except rules.Refused as error:
+            answer = rules.refusal(error)
+        except (errors.Error, JetStreamRefused) as error:
+            answer = rules.refusal(rules.Refused(503, str(error)))
+        finally:
+            self._waiting[id] -= 1
+        if answer is not None:
+            with contextlib.suppress(errors.Unavailable):  # it asks again
+                await self._bus.publish(back, answer)
+
+    async def _answer(self, id: str, words: list[str], body: bytes, back: str) -> bytes | None:
+        known = await self._lookup(id)
+        if known is None:
+            raise rules.Refused(403, "this credential is not valid any more")
+        match words:
+            case ["INFO"]:
+                return rules.account()
+            case ["STREAM", "NAMES"]:
+                return rules.names_of_streams()
+            case ["STREAM", "INFO", rules.STREAM]:
+                found = msgspec.json.decode(await self._ask(f"STREAM.INFO.{rules.STREAM}"))
+                return rules.stream(found, known.subjects)
+            case ["CONSUMER", "NAMES", rules.STREAM]:
+                return rules.names_of_consumers(await self._own(id))
+            case ["CONSUMER", "CREATE", rules.STREAM, *rest]:
+                return await self._create(known, rest[0] if rest else None, body)
+            case ["CONSUMER", "DURABLE", "CREATE", rules.STREAM, name]:
+                return await self._create(known, name, body)
+            case ["CONSUMER", ("INFO" | "DELETE") as verb, rules.STREAM, name]:
+                return await self._ask(f"CONSUMER.{verb}.{rules.STREAM}.{rules.mine(id, name)}")
+            case ["CONSUMER", "MSG", "NEXT", rules.STREAM, name]:
+                asked = rules.following(body)
+                await self._pass(f"{_API}.CONSUMER.MSG.NEXT.{rules.STREAM}.{rules.mine(id, name)}", asked, back)
+                return None
+        raise rules.Refused(403, "consumers from outside may read, and nothing else")
+
+    async def _create(self, known: Known, name: str | None, body: bytes) -> bytes:
+        fresh = f"{known.id}-{secrets.token_hex(6)}"
+        chosen, asked = rules.create(known.id, name, known.subjects, body, fresh)
+        own = await self._own(known.id)
+        if chosen not in own and len(own) >= rules.MOST:
+            raise rules.Refused(429, f"a credential has at most {rules.MOST} consumers at a time; delete some")
+        return await self._ask(f"CONSUMER.CREATE.{rules.STREAM}.{chosen}", asked)
+
+    async def _own(self, id: str) -> list[str]:
+        return [name for name in await self.names() if rules.owner(name) == id]
+
+    async def _ask(self, what: str, body: bytes = b"") -> bytes:
+        return (await self._bus.request(f"{_API}.{what}", body, _TIMEOUT_S)).data
+
+    async def _pass(self, subject: str, body: bytes, back: str) -> None:
+        """As it is, to be answered there."""
+        with contextlib.suppress(errors.Unavailable):  # it asks, or acknowledges, again
+            await self._bus.send(f"PUB {subject} {back} {len(body)}\r\n".encode() + body + b"\r\n")
+
+    def _is_too_much(self, id: str, cost: int = 1) -> bool:
+        second = int(asyncio.get_running_loop().time())
+        if second != self._second:
+            self._second = second
+            self._said.clear()
+        before = self._said[id]
+        self._said[id] = before + cost
+        if before <= self._rate < before + cost:
+            log.warning("a consumer asks for too much", credential=id, rate=self._rate)
+            self._flooded(id)
+        return before + cost > self._rate
+
+
+def _inbox(id: str, reply: str) -> str | None:
+    """Where we say what the credential hears as `reply`; None where that is no inbox of its own."""
+    own = f"{permissions.inbox(id)}."
+    tokens = reply.split(".")
+    if not reply.startswith(own) or not all(tokens) or "*" in tokens or ">" in tokens:
+        return None
+    return f"{permissions.TOLD}.{id}.{reply[len(own) :]}"
