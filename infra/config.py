@@ -248,7 +248,12 @@ class Webhooks(Struct, forbid_unknown_fields=True):
     """Where events may be sent: to `https` addresses, at one of these `ports` (empty: any), that the whole world can
     reach. `allow_http` admits plain HTTP, `allow_private` addresses of private networks and this machine;
     `allow_loopback` both for this machine alone, at any port (on in the embedded mode). A rotated secret may stay
-    valid for `rotation_hours`; a replay has at most `replay_events`."""
+    valid for `rotation_hours`; a replay has at most `replay_events`.
+
+    An attempt ends after `timeout_s`; `per_endpoint` are under way at once for one endpoint, `concurrency` for all.
+    What fails is tried again after `retry_s`, twice that each time, up to `retry_max_s`, until `give_up_s` have passed;
+    an answer's `Retry-After` counts up to `retry_after_max_s`. An endpoint that fails again and again is asked every
+    `probe_s`, and disabled after `disable_after_s`. What is done is kept for `keep_days`."""
 
     allow_http: bool = False
     allow_private: bool = False
@@ -257,6 +262,17 @@ class Webhooks(Struct, forbid_unknown_fields=True):
     endpoints_per_tenant: Positive = 100
     rotation_hours: Annotated[float, Meta(ge=0, le=24)] = 24.0
     replay_events: Positive = 1_000_000
+    timeout_s: Annotated[float, Meta(gt=0, le=300)] = 15.0
+    per_endpoint: Positive = 16
+    concurrency: Positive = 1000
+    retry_s: Seconds = 5.0
+    retry_max_s: Seconds = 21_600.0
+    retry_after_max_s: Seconds = 3600.0
+    give_up_s: Seconds = 259_200.0
+    probe_s: Seconds = 60.0
+    disable_after_s: Seconds = 259_200.0
+    keep_days: Annotated[float, Meta(ge=0)] = 30.0
+    poll_s: Seconds = 1.0
 
 
 class Sessions(Struct, forbid_unknown_fields=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from services import consumers, main, network, projector, relay, scheduler, sessions, sweeper
+from services import consumers, main, network, notifier, projector, relay, scheduler, sessions, sweeper
 
 ROLES = {
     "relay": relay.run,
@@ -14,6 +14,7 @@ ROLES = {
     "sweeper": sweeper.run,
     "sessions": sessions.run,
     "network": network.run,
+    "notifier": notifier.run,
     "consumers": consumers.run,
 }
 
