@@ -21,7 +21,7 @@ import structlog
 import uvloop
 
 from domain import events
-from infra import blobs_remote, config, configfile, secrets
+from infra import blobs_remote, config, configfile, secrets, traces
 from infra import log as logging
 from infra.blobs import Blobs, Contents
 from infra.bus import Bus
@@ -289,5 +289,8 @@ def main(name: str, roles: Callable[[argparse.Namespace], Mapping[str, Role]], *
         again = uvloop.run(serve(name, roles(arguments), settings, **options))
     except (config.InvalidSetting, NotDurable, Drift, Unreachable) as error:
         print(f"undrift {name}: {error}", file=sys.stderr)  # noqa: T201
+        traces.setup(settings.traces, name)
         return 1 if isinstance(error, Unreachable) else 2
     return _AGAIN if again else 0
+    finally:
+        traces.close()

@@ -11,6 +11,7 @@ import structlog
 
 import projections
 from domain import messages
+from infra import traces
 from infra.config import Projector as Settings
 from infra.db import CONNECTION_LOST, Database, naming_loss
 from infra.eventstore.store import Store
@@ -254,6 +255,15 @@ class Projector:
     async def _apply(self, live: Sequence[Projection], position: int, events: Sequence[messages.Recorded]) -> None:
         """Effect and checkpoint in one transaction: all at once, or with care where that fails."""
         assert events[0].position == position + 1, "the tail is contiguous"
+        links = [one.metadata.traceparent for one in events if one.metadata.traceparent] if traces.active() else []
+        if not links:
+            await self._apply_page(live, position, events)
+            return
+        about = {"undrift.events": len(events), "undrift.position": events[-1].position}
+        with traces.span("read models", attributes=about, links=links):
+            await self._apply_page(live, position, events)
+
+    async def _apply_page(self, live: Sequence[Projection], position: int, events: Sequence[messages.Recorded]) -> None:
         try:
             await self._at_once(live, position, events)
         except (Overtaken, *TRANSIENT):

@@ -18,7 +18,7 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from infra import config, configfile, embedded, log, processes, secrets, servers
+from infra import config, configfile, embedded, log, processes, secrets, servers, traces
 from infra.eventstore import migrate
 from services import integrations
 from services.supervisor import CannotRun, Program, Stopped, Supervisor
@@ -101,6 +101,7 @@ class _Installation:
         self._complete_roots()
         integrations.check(self.settings)
         configfile.check_proxies(self.settings)
+        traces.check(self.settings.traces)
         self.settings.gateway.port = _usable_port(self.settings.gateway.host, self.settings.gateway.port)
         self.token = secrets.admin_token(self.directory, secrets.load_master(self.directory))
         owned = [server for server in (self.postgres, self.nats) if server is not None]

@@ -11,8 +11,10 @@ from uuid import uuid4
 import asyncpg
 from eventsourcing.persistence import OperationalError
 from msgspec import Struct
+from msgspec.structs import replace
 
 from domain import errors, messages
+from infra import traces
 from infra.db import Database
 from infra.eventstore.mapper import Draft, LogNotification, Mapper
 from infra.eventstore.recorder import (
@@ -247,6 +249,22 @@ class Store:
             raise errors.Conflict() from None
 
     async def _store(
+        self,
+        decided: Sequence[Decided],
+        tenant: str,
+        metadata: messages.Metadata,
+        key: Key | None,
+        guards: Sequence[Guard],
+    ) -> tuple[Sequence[Draft], Appended]:
+        """What follows from the events continues the trace of this append."""
+        if not traces.active():
+            return await self._put(decided, tenant, metadata, key, guards)
+        about = {"undrift.events": sum(len(one.events) for one in decided)}
+        with traces.span("append", metadata.traceparent, about, "producer") as span:
+            metadata = replace(metadata, traceparent=span.traceparent)
+            return await self._put(decided, tenant, metadata, key, guards)
+
+    async def _put(
         self,
         decided: Sequence[Decided],
         tenant: str,

@@ -12,6 +12,7 @@ from litestar.handlers import ASGIRouteHandler
 from msgspec import Struct
 
 from domain import errors, messages
+from infra import traces
 from infra.eventstore.recorder import Key
 from infra.eventstore.store import Done, Wish
 from services.gateway import bodies, dialects, headers
@@ -24,6 +25,8 @@ from services.gateway.waits import Waits
 from services.main import Process
 
 T = TypeVar("T")
+
+_TRACED = "undrift.traceparent"
 
 
 class Parameter(Struct, frozen=True):
@@ -96,11 +99,10 @@ class Call:
         return Key(self.principal.actor, text, digest)
 
     def metadata(self) -> messages.Metadata:
-        trace = self.fields.get(b"traceparent")
         owner = self.principal.owner
         return messages.Metadata(
             actor=self.principal.actor,
-            traceparent=None if trace is None else trace[:64].decode("ascii", "replace"),
+            traceparent=self.scope.get(_TRACED) or traces.checked(self.fields.get(b"traceparent")),
             owner=owner or "_",
             subject=owner or None,
         )
@@ -171,15 +173,31 @@ class Endpoint:
             await self.dialect.condition(405, scope["path"], headers=self._allow)(scope, receive, send)
             return
         started = time.perf_counter()
-        try:
-            reply = await self._answer(route, scope, receive)
-        except Exception as error:
-            scope["route_dialect"] = route.dialect
-            reply = dialects.failed(scope, error)
+        reply = await (self._traced if traces.active() else self._reply)(route, scope, receive)
         if method == "HEAD" and isinstance(reply, Reply):
             reply = Reply(reply.status, b"", reply.headers)
         self._api.observe(route.method, route.path, getattr(reply, "status", 200), time.perf_counter() - started)
         await reply(scope, receive, send)
+
+    async def _traced(self, route: Route, scope: Any, receive: Any) -> Any:
+        """Part of the client's trace, where it says one; what comes of the request continues it."""
+        given = traces.checked(headers.of(scope).get(b"traceparent"))
+        about = {"http.request.method": route.method, "http.route": route.path}
+        with traces.span(f"{route.method} {route.path}", given, about, "server") as span:
+            scope[_TRACED] = span.traceparent
+            reply = await self._reply(route, scope, receive)
+            status = getattr(reply, "status", 200)
+            span.note("http.response.status_code", status)
+            if status >= 500:
+                span.fail(str(status))
+            return reply
+
+    async def _reply(self, route: Route, scope: Any, receive: Any) -> Any:
+        try:
+            return await self._answer(route, scope, receive)
+        except Exception as error:
+            scope["route_dialect"] = route.dialect
+            return dialects.failed(scope, error)
 
     async def _answer(self, route: Route, scope: Any, receive: Any) -> Any:
         call = Call(self._api, route, scope, receive)

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 import structlog
 
 from domain import errors, jobs, messages
+from infra import traces
 from infra.db import CONNECTION_LOST
 from infra.eventstore.recorder import Claimed
 from infra.eventstore.store import Done
@@ -162,24 +163,36 @@ class Worker:
             await self._shared.release(stream)
             return
         job = stream.rpartition("/")[2]
-        done = await self._start(tenant, job, line, lease)
+        queued_by = await self._queued_by(stream) if traces.active() else None
+        done = await self._start(tenant, job, line, lease, queued_by)
         if done is None or done.state.status != "running":
             await self._process.leases.release(lease)
             await self._shared.release(stream)
             return
-        one = run.Run(self._process, self._children, self._panel, tenant, job, lease, done.state, done.position)
-        task = asyncio.create_task(self._serve(one, stream), name=job)
+        kind = "" if done.state.queued is None else done.state.queued.ticket.kind
+        span = traces.span(f"job {kind}", queued_by, {"undrift.job": job, "undrift.kind": kind}, "consumer")
+        one = run.Run(self._process, self._children, self._panel, tenant, job, lease, done.state, done.position, span)
+        task = asyncio.create_task(self._serve(one, stream, span), name=job)
         self._running[stream] = (lease, one, task)
         task.add_done_callback(lambda _: self._finished(stream))
 
-    async def _serve(self, one: run.Run, stream: str) -> None:
+    async def _queued_by(self, stream: str) -> str | None:
+        """The trace of whoever queued the job."""
         try:
-            await one.serve()
+            first = (await self._process.store.at([(stream, 1)])).get(stream)
+        except _TRANSIENT:
+            return None
+        return None if first is None else first.metadata.traceparent
+
+    async def _serve(self, one: run.Run, stream: str, span: traces.Span) -> None:
+        try:
+            with span:
+                await one.serve()
         finally:
             with contextlib.suppress(*_TRANSIENT):  # then it dies of itself
                 await asyncio.shield(self._shared.release(stream))
 
-    async def _start(self, tenant: str, job: str, line: str, lease: Lease) -> Done | None:
+    async def _start(self, tenant: str, job: str, line: str, lease: Lease, traceparent: str | None) -> Done | None:
         """How the job was started under our fence, or None when it is not to be run now."""
         start = jobs.Start(fence=lease.fence, worker=lease.owner, at=datetime.now(UTC))
         try:
@@ -188,7 +201,7 @@ class Worker:
                 job,
                 start,
                 tenant=tenant,
-                metadata=messages.Metadata(actor="system:worker"),
+                metadata=messages.Metadata(actor="system:worker", traceparent=traceparent),
                 guards=[lease.guard],
             )
         except Claimed:  # another job of its integration, or on its target, runs

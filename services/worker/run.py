@@ -13,6 +13,7 @@ from msgspec import Raw
 from msgspec.structs import replace
 
 from domain import errors, jobs, messages
+from infra import traces
 from infra.db import CONNECTION_LOST
 from infra.leases import Lease
 from infra.panel import Panel
@@ -42,14 +43,16 @@ class Run:
         lease: Lease,
         state: jobs.Job,
         since: int,
+        span: traces.Span,
     ) -> None:
-        """`since` is the position of the event that started it."""
+        """`since` is the position of the event that started it; `span` what its own events continue."""
         assert state.queued is not None
         self.since = since
         self._process, self._children = process, children
         self._tenant, self._job, self._lease = tenant, job, lease
         self._state, self._queued = state, state.queued
-        self._metadata = messages.Metadata(actor=f"job:{job}")
+        self._metadata = messages.Metadata(actor=f"job:{job}", traceparent=span.traceparent)
+        self._span = span
         self._child: Child | None = None
         self._task: asyncio.Task[None] | None = None
         self._stopping = state.status == "stopping"
@@ -327,6 +330,9 @@ class Run:
             log.warning("a lease could not be given back", job=self._job, reason=type(error).__name__)
 
     async def _end(self, command: jobs.Command) -> None:
+        self._span.note("undrift.end", type(command).__name__.lower())
+        if isinstance(command, jobs.Fail):
+            self._span.fail(command.code)
         try:
             if self._bringing is not None and self._seen is not None and isinstance(command, jobs.Complete):
                 await self._bringing.complete(command, self._seen)
