@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
@@ -14,9 +15,10 @@ from domain.plans.device import Change, Local
 from services.device.engine import Changed, Conflict, Page, Reported
 from tests.device.world import Crash, Log, World
 from tests.journeys import libraries
-from tests.journeys.system import System
+from tests.journeys.system import Answer, System
 
 _BASE = "/api/v1/sync"
+_PATIENCE = 60
 
 
 @lru_cache(maxsize=100_000)
@@ -26,7 +28,8 @@ def hash_of(content: str) -> str:
 
 
 class Taken(Log):
-    """What the library has said it holds."""
+    """What the library has said it holds: in the answer to an upload, to a report, or in its feed. An answer may be
+    lost, and then one of the others says so."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,11 +51,20 @@ class HttpWire:
 
     def _call(self, method: str, path: str, body: Any = None) -> Any:
         self._fail()
-        said = self._device.call(method, path, body)
+        said = self._ask(method, path, body)
         if method != "GET" and self._world.random.random() < self._world.trouble:
-            said = self._device.call(method, path, body)
+            said = self._ask(method, path, body)
         self._fail()
         assert said.status < 500, (self._world.seed, path, said)
+        return said
+
+    def _ask(self, method: str, path: str, body: Any) -> Answer:
+        """As a client does, which is asked to come again by a busy machine."""
+        for _ in range(_PATIENCE):
+            said = self._device.call(method, path, body)
+            if said.status != 503:
+                break
+            time.sleep(float(said.headers["retry-after"]))
         return said
 
     def ack(self, cursor: str) -> None:
@@ -60,6 +72,10 @@ class HttpWire:
 
     def report(self, items: Sequence[plan.Item]) -> Reported:
         said = self._call("POST", f"{_BASE}/report", {"changes": [_item(item) for item in items]}).json()
+        wanted = set(said["upload_required"])
+        self._world.ledger.taken |= {
+            item.hash for item in items if item.hash and item.path in said["sequences"] and item.path not in wanted
+        }
         told = [*said["accepted"], *(one["path"] for one in (*said["conflicts"], *said["rejected"]))]
         assert sorted(told) == sorted(item.path for item in items)
         return Reported(
@@ -107,6 +123,8 @@ class HttpWire:
     def _change(self, said: dict[str, Any]) -> Change:
         hash = said["content_hash"]
         known = None if hash is None else self._world.content(hash)
+        if known is not None:
+            self._world.ledger.taken.add(known)
         return Change(said["path"], known, said["sequence"], old_path=said.get("old_path"))
 
 
