@@ -17,6 +17,7 @@ from tests.journeys.system import ADMIN, QUICK, Answer, System
 PATHS = {"job_id": "sync-job-none", "integration_id": "none", "collection_id": "none", "entity": "none", "item": "none"}
 PATHS |= {"other_id": "sync-job-none", "path": "none", "index": "0", "webhook_id": "wh-none", "seq": "1"}
 PATHS |= {f"{name}_id": f"{'0' * 8}-{name}" for name in ("user", "device", "conflict", "upload", "session", "media")}
+PATHS |= {"sync_session_id": "session-00000000-0000-4000-8000-000000000000"}
 BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/api/sync/jobs"): {"integrationId": "none", "type": "full"},
     ("PUT", "/api/sync/jobs/{job_id}/interval"): {"interval": 5},
@@ -83,6 +84,8 @@ class Route:
             return "webhooks:read" if self.method == "GET" else "webhooks:write"
         if self.path == "/api/v1/sync/files":
             return "files:write"
+        if self.path.startswith("/api/v1/sync/session"):
+            return "sessions:read" if self.method == "GET" else "sessions:write"
         if self.is_family_1:
             return "network:read" if self.method == "GET" else "network:write"
         return "jobs:read" if self.method == "GET" else "jobs:write"
@@ -120,6 +123,7 @@ def scoped(system: System) -> dict[str, str]:
     """A token for each scope that this release has routes for."""
     scopes: tuple[str, ...] = ("jobs:read", "jobs:write", "files:read", "files:write", "feeds:read", "feeds:write")
     scopes += ("network:read", "network:write", "webhooks:read", "webhooks:write")
+    scopes += ("sessions:read", "sessions:write")
     return {scope: system.key(f"matrix-{scope}", scope) for scope in scopes}
 
 
@@ -256,7 +260,9 @@ def theirs(system: System) -> dict[str, str]:
     system.wait(job)
     hook = {"url": "https://hooks.example.org/", "events": ["device.stale"]}
     webhook = system.ok("POST", "/api/v1/webhooks/subscribe", hook, token=ADMIN)["subscriptionId"]
-    found = {**PATHS, "webhook_id": webhook}
+    locations = {"sourceLocation": "System1", "targetLocation": "System2"}
+    session = system.ok("POST", "/api/v1/sync/session/start", locations, token=ADMIN)["sessionId"]
+    found = {**PATHS, "webhook_id": webhook, "sync_session_id": session}
     return {**found, "job_id": job, "integration_id": "matrix", "other_id": job, "user_id": user(system).id}
 
 
