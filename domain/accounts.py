@@ -53,7 +53,15 @@ class Deleted(messages.Event, frozen=True, tag="accounts.deleted"):
     name_key: str
 
 
-Event = Created | RoleChanged | PasswordChanged | SessionEnded | Disabled | Enabled | Deleted
+class Erased(messages.Event, frozen=True, tag="accounts.erased"):
+    """What is personal of the account, and of all that it owns, is gone for ever; whoever has a copy is to do the same.
+    Said again when something was said under way."""
+
+    PUBLIC: ClassVar[bool] = True
+    name_key: str
+
+
+Event = Created | RoleChanged | PasswordChanged | SessionEnded | Disabled | Enabled | Deleted | Erased
 
 
 class Account(Struct, frozen=True):
@@ -62,6 +70,7 @@ class Account(Struct, frozen=True):
     role: Role = "user"
     enabled: bool = True
     deleted: bool = False
+    erased: bool = False
 
 
 initial = Account()
@@ -81,6 +90,8 @@ def evolve(state: Account, event: Event) -> Account:
             return replace(state, enabled=True)
         case Deleted():
             return replace(state, deleted=True)
+        case Erased():
+            return replace(state, deleted=True, erased=True)
         case _:
             assert_never(event)
 
@@ -89,7 +100,7 @@ def claims(event: Event) -> Iterable[messages.Claim]:
     match event:
         case Created():
             yield messages.take(NAME, event.name_key)
-        case Deleted():
+        case Deleted() | Erased():
             yield messages.release(NAME, event.name_key)
         case RoleChanged() | PasswordChanged() | SessionEnded() | Disabled() | Enabled():
             return
@@ -127,7 +138,13 @@ class Delete(messages.Command, frozen=True):
     pass
 
 
-Command = Create | ChangeRole | ChangePassword | EndSession | Disable | Enable | Delete
+class Erase(messages.Command, frozen=True):
+    """Also of an account that was deleted; `again` when something of its owner's was said since."""
+
+    again: bool = False
+
+
+Command = Create | ChangeRole | ChangePassword | EndSession | Disable | Enable | Delete | Erase
 
 
 def decide(command: Command, state: Account) -> Sequence[Event]:
@@ -136,7 +153,9 @@ def decide(command: Command, state: Account) -> Sequence[Event]:
             return []
         check_name(command.name)
         return [Created(name=command.name, name_key=command.name_key, role=command.role)]
-    if state.name is None or state.deleted:
+    if isinstance(command, Erase) and state.name is not None:
+        return [] if state.erased and not command.again else [Erased(name_key=state.name_key)]
+    if state.name is None or state.deleted or isinstance(command, Erase):
         raise errors.NotFound("There is no such user", kind="user")
     match command:
         case ChangeRole():

@@ -19,7 +19,7 @@ WRONG_LAST_SEQUENCE = 10071
 WRONG_LAST_MESSAGE = 10070
 #: Codes that say: somebody else has written to the stream.
 SOMEBODY_ELSE = (WRONG_LAST_SEQUENCE, WRONG_LAST_MESSAGE)
-_NOT_FOUND = (10037, 10059)  # no message, no stream
+_NOT_FOUND = (10037, 10043, 10057, 10059)  # no message, no sequence, not to be deleted, no stream
 
 
 class Refused(Exception):
@@ -85,6 +85,15 @@ class Stream:
     async def newest(self, subject: str) -> Stored | None:
         """The last message that is still there."""
         return await self._stored({"last_by_subj": subject})
+
+    async def erase(self, sequence: int) -> None:
+        """Takes a message away and overwrites its bytes on disk, where a purge leaves them; its sequence stays. What is
+        not there is erased already."""
+        await self._call(f"STREAM.MSG.DELETE.{self.name}", {"seq": sequence, "no_erase": False})
+
+    async def purge(self, subject: str, before: int) -> None:
+        """Takes the messages of a subject away that come before a sequence; sequences stay."""
+        await self._call(f"STREAM.PURGE.{self.name}", {"filter": subject, "seq": before})
 
     async def consume(self, name: str, config: Mapping[str, Any]) -> bool:
         """Makes a consumer; whether there is a stream to consume."""

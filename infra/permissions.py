@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 #: What is in the stream, and where it is governed from.
 _EVENTS = "evt.>"
-_GOVERNS = ("INFO", "CREATE", "UPDATE", "DELETE", "PURGE", "MSG.GET")
+_GOVERNS = ("INFO", "CREATE", "UPDATE", "DELETE", "PURGE", "MSG.GET", "MSG.DELETE")
 _READERS = ("CREATE", "DELETE")
 _ACKS = "$JS.ACK.EVENTS.>"
 _CONNZ = "$SYS.REQ.SERVER.PING.CONNZ"

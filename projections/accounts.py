@@ -56,6 +56,8 @@ def _fold(row: Row | None, recorded: messages.Recorded) -> Row | None:
             created_at=recorded.recorded_at,
             position=recorded.position,
         )
+    if isinstance(event, accounts.Erased):
+        return None
     if row is None:
         raise LookupError(f"{recorded.topic} of a user that was never created")
     row = replace(row, position=recorded.position)

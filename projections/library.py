@@ -11,11 +11,11 @@ from msgspec.structs import replace
 
 from domain import library, messages
 from projections import library_changes
-from projections.table import Connection, Database, Key, Table
+from projections.table import Connection, Database, Key, Table, erasing
 
 NAME = "library"
 GENERATION = 2
-CONTEXTS = ("library",)
+CONTEXTS = ("library", "accounts")
 SCHEMA = f"rm_{NAME}_{GENERATION}"
 
 
@@ -106,14 +106,18 @@ def ddl(schema: str) -> str:
 
 
 async def apply(connection: Connection, schema: str, events: Sequence[messages.Recorded]) -> None:
-    await VERSIONS.apply(connection, schema, events, _version_key, _version)
+    await erasing(connection, schema, events, (VERSIONS, library_changes.TABLE, CONFLICTS), _apply)
+
+
+async def _apply(connection: Connection, schema: str, events: Sequence[messages.Recorded]) -> None:
+    await VERSIONS.apply(connection, schema, events, _version_key, fold_version)
     await VERSIONS.apply(connection, schema, events, _earlier_key, _closed)
     await _tell(connection, schema, events)
     await CONFLICTS.apply(connection, schema, events, _conflict_key, fold_conflict)
 
 
 async def _tell(connection: Connection, schema: str, events: Sequence[messages.Recorded]) -> None:
-    new = library_changes.rows(_version(None, one) for one in events if isinstance(one.event, _Change))
+    new = library_changes.rows(fold_version(None, one) for one in events if isinstance(one.event, _Change))
     await library_changes.TABLE.save(connection, schema, new)
 
 
@@ -122,7 +126,7 @@ def _version_key(recorded: messages.Recorded) -> Key | None:
     return (recorded.tenant, f"{recorded.id}/{event.number}") if isinstance(event, _Change) else None
 
 
-def _version(row: Version | None, recorded: messages.Recorded) -> Version:
+def fold_version(row: Version | None, recorded: messages.Recorded) -> Version:
     event = recorded.event
     assert isinstance(event, _Change)
     version = Version(

@@ -11,7 +11,7 @@ import asyncpg
 import msgspec
 from msgspec import Struct
 
-from domain import messages
+from domain import accounts, messages
 
 R = TypeVar("R", bound=Struct)
 Key = tuple[Any, ...]
@@ -69,6 +69,25 @@ def _type(hint: Any) -> str:
     if get_origin(hint) is tuple:
         return f"{_TYPES[get_args(hint)[0]]}[]"
     return _TYPES[hint]
+
+
+async def erasing(
+    connection: Connection,
+    schema: str,
+    events: Sequence[messages.Recorded],
+    tables: Sequence[Table[Any]],
+    apply: Callable[[Connection, str, Sequence[messages.Recorded]], Awaitable[None]],
+) -> None:
+    """Applies a page; where the log says that a person is erased, their rows of `tables` (`tenant`, `owner`) go."""
+    start = 0
+    for end, recorded in enumerate(events, start=1):
+        if isinstance(recorded.event, accounts.Erased):
+            await apply(connection, schema, events[start:end])
+            for table in tables:
+                sql = f"delete from {schema}.{table.name} where tenant = $1 and owner = $2"
+                await connection.execute(sql, recorded.tenant, recorded.id)
+            start = end
+    await apply(connection, schema, events[start:])
 
 
 class Table(Generic[R]):

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError
 
-from services import cli_device, cli_doctor, cli_files, cli_jobs, cli_keys, cli_users, client
+from services import cli_device, cli_doctor, cli_epoch, cli_erase, cli_files, cli_jobs, cli_keys, cli_users, client
 from services.cli_common import EXIT_CODES, Exit, Instance, Many, Problem, emit, remark, say
 
 app = App(
@@ -37,6 +37,8 @@ app.command(cli_keys.app)
 app.command(cli_keys.tenants_app)
 app.command(cli_doctor.doctor, help_epilogue=cli_doctor.EXIT_CODES)
 app.command(cli_doctor.rebuild)
+app.command(cli_epoch.app)
+app.command(cli_erase.erase)
 
 
 @app.command(sort_key=0, help_epilogue="Exit codes: 0 ended in order, 1 could not run, 2 a wrong setting.")

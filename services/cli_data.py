@@ -66,7 +66,7 @@ async def opened(instance: Instance) -> AsyncIterator[Data]:
     store = Store(database, Mapper(events.REGISTRY, keyring=secrets.Keyring(database, master)), writer)
     writing = asyncio.create_task(writer.run())
     try:
-        await epochs.open_epoch(database)
+        await epochs.open_epoch(database, epochs.remembered(instance.directory))
         yield Data(settings, master, database, store)
     except CONNECTION_LOST as error:
         raise Problem(Exit.UNREACHABLE, f"Postgres of {instance.directory} does not answer: {_text(error)}") from None

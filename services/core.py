@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from services import consumers, main, network, notifier, projector, relay, scheduler, sessions, sweeper
+from services import consumers, erasures, main, network, notifier, projector, relay, scheduler, sessions, sweeper
 
 ROLES = {
     "relay": relay.run,
@@ -12,6 +12,7 @@ ROLES = {
     "projector": projector.run,
     "scheduler": scheduler.run,
     "sweeper": sweeper.run,
+    "erasures": erasures.run,
     "sessions": sessions.run,
     "network": network.run,
     "notifier": notifier.run,

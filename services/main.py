@@ -33,7 +33,7 @@ from infra.eventstore.store import Store
 from infra.eventstore.writer import Writer
 from infra.leases import Leases
 from infra.tail import Tail
-from services import integrations, supervised
+from services import erasing, integrations, supervised
 
 log = structlog.get_logger("process")
 
@@ -125,6 +125,9 @@ async def process(
     tail.hints.hear(epochs.CHANNEL, lambda _: built.news.set())
     writing = built.writing = asyncio.create_task(writer.run())
     try:
+        erased = await erasing.honour(store, settings.directory)
+        if clients and erased:  # what the read models still have of them is served to nobody
+            await erasing.folded(store, erased, settings.up.start_s)
         for each in buses:
             await each.connect()
         await tail.start()
@@ -286,11 +289,11 @@ def main(name: str, roles: Callable[[argparse.Namespace], Mapping[str, Role]], *
         configfile.check_proxies(settings)
         blobs_remote.check(settings.blobs.url)
         logging.setup(settings.log)
+        traces.setup(settings.traces, name)
         again = uvloop.run(serve(name, roles(arguments), settings, **options))
     except (config.InvalidSetting, NotDurable, Drift, Unreachable) as error:
         print(f"undrift {name}: {error}", file=sys.stderr)  # noqa: T201
-        traces.setup(settings.traces, name)
         return 1 if isinstance(error, Unreachable) else 2
-    return _AGAIN if again else 0
     finally:
         traces.close()
+    return _AGAIN if again else 0

@@ -76,7 +76,7 @@ def revoke(recorded: messages.Recorded, authenticator: Authenticator) -> list[st
             return [f"user:{session}"]
         case accounts.SessionEnded() | accounts.PasswordChanged():
             return authenticator.forget_owner(recorded.tenant, recorded.id, "user")
-        case accounts.Disabled() | accounts.Deleted() | accounts.RoleChanged():
+        case accounts.Disabled() | accounts.Deleted() | accounts.Erased() | accounts.RoleChanged():
             return authenticator.forget_owner(recorded.tenant, recorded.id)
         case _:
             return []

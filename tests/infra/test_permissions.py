@@ -24,7 +24,7 @@ from tests.journeys.system import until
 WHO = (*permissions.USERS, "system")
 CONF = Path(embedded.__file__).parent / "deploy" / "nats.conf"
 _API = "$JS.API"
-_GOVERNS = ("INFO", "CREATE", "UPDATE", "MSG.GET", "PURGE", "DELETE")
+_GOVERNS = ("INFO", "CREATE", "UPDATE", "MSG.GET", "MSG.DELETE", "PURGE", "DELETE")
 
 PUBLISHES: Mapping[str, set[str]] = {
     "evt.main._.jobs.queued": {"relay"},
@@ -33,11 +33,12 @@ PUBLISHES: Mapping[str, set[str]] = {
     "ask.files.more": set(),
     "anything": set(),
     f"{_API}.STREAM.INFO.EVENTS": {"relay", "feeds"},
-    **{f"{_API}.STREAM.{verb}.EVENTS": {"relay"} for verb in ("CREATE", "UPDATE", "MSG.GET", "PURGE", "DELETE")},
+    **{f"{_API}.STREAM.{verb}.EVENTS": {"relay"} for verb in ("CREATE", "UPDATE", "PURGE", "DELETE")},
+    **{f"{_API}.STREAM.MSG.{verb}.EVENTS": {"relay"} for verb in ("GET", "DELETE")},
     **{f"{_API}.CONSUMER.{verb}.EVENTS.x": {"relay", "feeds"} for verb in ("CREATE", "DELETE")},
     **{f"{_API}.CONSUMER.{verb}.EVENTS.x": {"feeds"} for verb in ("INFO", "MSG.NEXT")},
     f"{_API}.CONSUMER.NAMES.EVENTS": {"feeds"},
-    **{f"{_API}.STREAM.{verb}.EVENTS": set() for verb in ("MSG.DELETE", "SNAPSHOT", "RESTORE", "PEER.REMOVE")},
+    **{f"{_API}.STREAM.{verb}.EVENTS": set() for verb in ("SNAPSHOT", "RESTORE", "PEER.REMOVE")},
     **{f"{_API}.STREAM.{verb}.OTHER": set() for verb in ("INFO", "CREATE", "UPDATE", "DELETE", "PURGE")},
     **{f"{_API}.{what}": set() for what in ("INFO", "STREAM.NAMES", "STREAM.LIST", "DIRECT.GET.EVENTS")},
     **{f"{_API}.CONSUMER.{verb}.EVENTS.x": set() for verb in ("DURABLE.CREATE", "PAUSE")},

@@ -138,6 +138,7 @@ class People:
                 accounts.Disable(),
                 accounts.Enable(),
                 accounts.Delete() if pick.random() < 0.2 else accounts.Enable(),
+                accounts.Erase(again=True) if pick.random() < 0.1 else accounts.Enable(),
             )
         )
 

@@ -24,6 +24,8 @@ end $$;
 
 grant execute on function undrift.append, undrift.forget_keys, undrift.allow to undrift_app;
 grant select, insert, update, delete on undrift.allowances to undrift_app;
+grant execute on function undrift.forget_principals to undrift_app;
+grant select, insert, update on undrift.erasures to undrift_app;
 grant usage on schema undrift, undrift_keys to undrift_app;
 grant select on undrift.events, undrift.commands, undrift.claims to undrift_app;
 grant select, insert on undrift.epochs, undrift.seals to undrift_app;
