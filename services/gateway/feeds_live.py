@@ -9,7 +9,8 @@ from typing import NamedTuple
 from domain import messages
 from infra.eventstore.store import Store
 from infra.tail import Tail
-from services.gateway.feeds_shapes import shown
+from services.gateway import topics
+from services.gateway.feeds_shapes import shown, shown_topic
 from services.gateway.streams import Stream, Streams, encode, frame
 
 _PAGE = 200
@@ -18,14 +19,24 @@ _PIECE = 64 * 1024
 _BREATH = 500
 
 
+class Wish(NamedTuple):
+    """What a client reads; no topics are all."""
+
+    tenant: str
+    topics: tuple[str, ...]
+
+    def has(self, recorded: messages.Recorded) -> bool:
+        return recorded.tenant == self.tenant and topics.wants(self.topics, shown_topic(recorded))
+
+
 class EventStream(Stream):
     """One client; `position` is what it was sent, or need not be sent."""
 
-    __slots__ = ("_feed", "live", "position", "tenant")
+    __slots__ = ("_feed", "live", "position", "wish")
 
-    def __init__(self, streams: Streams, principal: str, feed: EventFeed, tenant: str, position: int) -> None:
+    def __init__(self, streams: Streams, principal: str, feed: EventFeed, wish: Wish, position: int) -> None:
         super().__init__(streams, principal)
-        self.tenant, self.position = tenant, position
+        self.wish, self.position = wish, position
         self.live = False
         self._feed = feed
 
@@ -40,7 +51,7 @@ class EventStream(Stream):
         while self.position < self._feed.position:
             for recorded in await self._feed.read(self.position):
                 self.position = recorded.position
-                if recorded.tenant == self.tenant and not self.push(self._feed.frame(recorded)):
+                if self.wish.has(recorded) and not self.push(self._feed.frame(recorded)):
                     return False
         self.live = True
         return True
@@ -76,25 +87,25 @@ class EventFeed:
     def __init__(self, store: Store, tail: Tail, epoch: int) -> None:
         self.position = self.told = 0
         self._store, self._tail, self._epoch = store, tail, epoch
-        self._streams: dict[str, set[EventStream]] = {}
+        self._streams: dict[Wish, set[EventStream]] = {}
         self._some = asyncio.Event()
 
     # What streams use.
 
-    def stream(self, streams: Streams, principal: str, tenant: str, position: int) -> EventStream:
-        return EventStream(streams, principal, self, tenant, position)
+    def stream(self, streams: Streams, principal: str, wish: Wish, position: int) -> EventStream:
+        return EventStream(streams, principal, self, wish, position)
 
     def join(self, stream: EventStream) -> None:
         if not self._streams:
             self.position = self.told = self._tail.position
             self._some.set()
-        self._streams.setdefault(stream.tenant, set()).add(stream)
+        self._streams.setdefault(stream.wish, set()).add(stream)
 
     def forget(self, stream: EventStream) -> None:
-        mine = self._streams.get(stream.tenant, set())
+        mine = self._streams.get(stream.wish, set())
         mine.discard(stream)
         if not mine:
-            self._streams.pop(stream.tenant, None)
+            self._streams.pop(stream.wish, None)
 
     async def read(self, after: int) -> list[messages.Recorded]:
         return await self._store.read(after, _PAGE, until=self.position)
@@ -124,20 +135,20 @@ class EventFeed:
     async def _tell(self, page: Sequence[messages.Recorded]) -> None:
         self.position = page[-1].position  # who joins from here on reads this page by itself
         turn = 0
-        for tenant in {recorded.tenant for recorded in page} & self._streams.keys():
-            for piece in self._pieces(page, tenant):
-                for stream in list(self._streams.get(tenant, ())):
+        for wish in list(self._streams):
+            for piece in self._pieces(page, wish):
+                for stream in list(self._streams.get(wish, ())):
                     stream.tell(piece)
                     turn += 1
                     if turn % _BREATH == 0:
                         await asyncio.sleep(0)
         self.told = self.position
 
-    def _pieces(self, page: Sequence[messages.Recorded], tenant: str) -> Iterator[Piece]:
+    def _pieces(self, page: Sequence[messages.Recorded], wish: Wish) -> Iterator[Piece]:
         """Not much larger than what a client's connection buffers."""
         first, body = 0, bytearray()
         for recorded in page:
-            if recorded.tenant != tenant:
+            if not wish.has(recorded):
                 continue
             first = first or recorded.position
             body += self.frame(recorded)

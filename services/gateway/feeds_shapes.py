@@ -22,13 +22,19 @@ class Event(Struct):
     data: Raw
 
 
+def shown_topic(recorded: messages.Recorded) -> str:
+    """Its topic, also where this version cannot read the event."""
+    event = recorded.event
+    return event.stored_topic if isinstance(event, messages.Unreadable) else recorded.topic
+
+
 def shown(recorded: messages.Recorded) -> Event:
     event = recorded.event
     unreadable = isinstance(event, messages.Unreadable)
     return Event(
         position=recorded.position,
         id=str(recorded.event_id),
-        type=event.stored_topic if isinstance(event, messages.Unreadable) else recorded.topic,
+        type=shown_topic(recorded),
         time=timestamp_ms(recorded.recorded_at),
         subject=recorded.stream,
         version=recorded.version,

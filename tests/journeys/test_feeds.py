@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.journeys.sse import follow
 from tests.journeys.system import ADMIN, Answer, System, at_once
 
 TIME = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{3}Z")
@@ -132,6 +133,66 @@ def test_who_waits_in_vain_is_answered_in_time(system: System) -> None:
     head = page(system)["head"]
     found = page(system, f"after={head}&wait=1")
     assert (found["events"], found["next"]) == ([], head)
+
+
+def of_topics(system: System, *wanted: str) -> list[dict[str, Any]]:
+    """What the whole feed has of them."""
+    every = chain(system, forever(1000))
+    return [one for one in every if one["type"] in wanted or f"{one['type'].partition('.')[0]}.*" in wanted]
+
+
+@pytest.mark.parametrize("topics", ["jobs.queued", "jobs.*", "integrations.*,jobs.completed", "jobs.*,jobs.queued"])
+def test_topics_choose_what_is_read(system: System, topics: str) -> None:
+    wanted = of_topics(system, *topics.split(","))
+    assert wanted
+    for limit in (1, 3, 1000):
+        found: list[dict[str, Any]] = []
+        after = 0
+        while len(found) < len(wanted):
+            one = page(system, f"after={after}&limit={limit}&topics={topics}")
+            assert len(one["events"]) <= limit
+            found += one["events"]
+            assert one["next"] > after
+            after = one["next"]
+        assert found[: len(wanted)] == wanted
+
+
+def test_next_is_behind_what_is_of_other_topics(system: System) -> None:
+    head = page(system)["head"]
+    found = page(system, "topics=webhooks.deleted")
+    assert (found["events"], found["next"] >= head) == ([], True)
+
+
+@pytest.mark.parametrize("topics", ["", "jobs", "jobs.unheard", "jobs.*.x", ">", "evt.main.>", "jobs.queued,,", "%00"])
+def test_topics_that_no_event_has_are_refused(system: System, topics: str) -> None:
+    refused(system.get(f"/api/v1/feeds/events?topics={topics}", token=ADMIN), 400, "INVALID_REQUEST")
+
+
+def rename(system: System, name: str) -> Answer:
+    return system.call("PUT", "/api/sync/integrations/told", {"name": name})
+
+
+def test_who_waits_for_a_topic_is_not_woken_by_others(system: System) -> None:
+    head = page(system)["head"]
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(page, system, f"after={head}&wait=60&topics=jobs.completed")
+        for number in range(5):
+            assert rename(system, f"Name {number}").status == 200
+        assert not waiting.done()
+        system.wait(system.queue("told"))
+        found = waiting.result()
+    assert [one["type"] for one in found["events"]] == ["jobs.completed"]
+    assert found["next"] >= found["events"][0]["position"] > head + 5
+
+
+def test_a_stream_of_topics(system: System) -> None:
+    with follow(system, "/api/v1/feeds/events?topics=integrations.changed,jobs.queued") as stream:
+        wanted = of_topics(system, "integrations.changed", "jobs.queued")
+        made = rename(system, "Streamed")
+        told = iter(stream)
+        for expected in wanted:
+            assert next(told).data == expected
+        assert next(told).data["position"] == made.position
 
 
 def test_readers_at_any_pace_see_one_order_while_many_write(system: System) -> None:
