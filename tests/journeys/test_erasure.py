@@ -1,0 +1,111 @@
+"""A person is erased: their key is gone, nothing of theirs opens or shows anything, and all the rest goes on."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.journeys import libraries
+from tests.journeys.canaries import Canary, erase, somebody
+from tests.journeys.system import ADMIN, System, until
+
+SHARED = b"a picture that somebody else has, too"
+
+
+@pytest.fixture(scope="module")
+def canary(system: System) -> Canary:
+    canary = Canary(system)
+    canary.live(SHARED)
+    return canary
+
+
+def test_nobody_is_erased_by_looking(system: System, canary: Canary) -> None:
+    said = erase(system, canary.words["zelda"].upper())
+    assert said.returncode == 0, said.stderr
+    answer = json.loads(said.stdout)
+    assert (answer["id"], answer["erased"]) == (canary.user.id, None)
+    found = answer["found"]
+    assert (found["devices"], found["uploads"], found["sessions"]) == (2, 2, 1)
+    assert found["blobs"] >= 4
+    assert canary.user.call("GET", "/api/v1/auth/me").status == 200
+    assert not (system.directory / "secrets" / "erased.list").exists()
+
+
+def test_who_is_not_there_is_not_erased(system: System) -> None:
+    for arguments in (["nobody-of-that-name", "--yes"], ["admin", "--tenant", "other", "--yes"]):
+        said = erase(system, *arguments)
+        assert said.returncode == 1, said
+        assert json.loads(said.stdout)["code"] == "not_found"
+
+
+def test_nothing_of_an_erased_person_is_left(system: System, canary: Canary) -> None:
+    other = somebody(system)
+    device = other.device()
+    device.upload("mine", SHARED)
+    before = canary.found()
+    assert {"zelda", "laptop", "folder", "diary"} <= before["dump"] & before["nats"], before
+    assert {"content"} <= before["blobs"], before
+    assert "upload" in before["uploads"], before
+    assert before.keys() == {"dump", "nats", "blobs", "uploads"}, before
+
+    said = erase(system, canary.user.id, "--yes")
+    assert said.returncode == 0, said
+    answer = json.loads(said.stdout)["erased"]
+    assert answer["complete"]
+    assert answer["messages"] >= 8
+
+    assert canary.found() == {}
+    assert canary.user.call("GET", "/api/v1/auth/me").status == 401
+    for gone in (canary.laptop, canary.phone):
+        assert gone.call("GET", "/api/v1/sync/changes").status == 401
+    assert libraries.login(system, canary.words["zelda"]).status == 401
+    assert device.download("mine").body == SHARED
+    assert system.undrift("doctor")["well"]
+
+    said = erase(system, canary.user.id, "--yes")
+    assert (said.returncode, json.loads(said.stdout)["erased"]["position"]) == (0, answer["position"])
+    assert system.undrift("doctor")["well"]
+
+
+def test_the_log_goes_on_and_is_read_as_erased(system: System, canary: Canary) -> None:
+    erase(system, canary.user.id, "--yes")
+    mine = system.sql("select pos from undrift.events where metadata::jsonb ->> 'owner' = %s", canary.user.id)
+    events = [one for one in system.events() if (one["position"],) in mine]
+    assert {"accounts.erased", "devices.deleted", "library.created", "uploads.expired"} <= {
+        one["type"] for one in events
+    }
+    assert {one["data"]["path"] for one in events if "path" in one["data"]} == {"erased"}
+    assert {one["data"]["name"] for one in events if one["type"] == "devices.registered"} == {"erased"}
+
+
+def test_a_rebuild_brings_nothing_back(system: System, canary: Canary) -> None:
+    erase(system, canary.user.id, "--yes")
+    system.undrift("rebuild", "library", "accounts", "devices")
+    assert canary.found() == {}
+    assert until(lambda: system.undrift("doctor")["well"])
+
+
+def test_a_name_is_free_again(system: System, canary: Canary) -> None:
+    erase(system, canary.user.id, "--yes")
+    again = libraries.user(system, canary.words["zelda"])
+    assert again.id != canary.user.id
+    assert again.device().upload("new", b"new")
+    said = erase(system, canary.words["zelda"])
+    assert json.loads(said.stdout)["id"] == again.id
+    assert erase(system, again.id, "--yes").returncode == 0
+
+
+def test_a_purge_of_one_person_keeps_the_stream_of_all(system: System) -> None:
+    """The relay takes the holes for what they are: it makes nothing anew."""
+    canary = Canary(system)
+    canary.live()
+    made = system.log.read_bytes().count(b"the stream is made anew")
+    assert erase(system, canary.user.id, "--yes").returncode == 0
+    somebody(system).device().upload("after", b"after")
+    system.kill("core")
+    system.whole()
+    assert until(lambda: system.undrift("doctor")["well"])
+    assert system.log.read_bytes().count(b"the stream is made anew") == made
+    assert canary.found() == {}
+    assert system.get("/api/v1/feeds/events?after=0&limit=1", token=ADMIN).status == 200
