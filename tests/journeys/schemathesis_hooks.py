@@ -55,6 +55,8 @@ class Credential:
 @schemathesis.hook
 def before_call(context: HookContext, case: Case[Any], kwargs: dict[str, Any]) -> None:
     """Every other request names things that are there; what is no text, or no id, stays."""
+    if zlib.crc32(case.id.encode()) % 4:
+        case.headers.pop("Undrift-Session", None)
     if zlib.crc32(case.id.encode()) % 2 and LIBRARY.match(case.operation.path):
         for name in LEFT_OUT:
             case.headers.pop(name, None)

@@ -62,6 +62,7 @@ def people(system: System) -> dict[str, Any]:
             },
             "index": {"any": ["0"]},
             **jobs(system),
+            **sync_sessions(system),
             "path": {"any": ["file"]},
             "media_id": {"any": [version["media_id"]]},
         },
@@ -87,6 +88,17 @@ def jobs(system: System) -> dict[str, Any]:
     held = [system.queue(f"held-{number}") for number in range(4)]
     assert {system.wait(job)["status"] for job in held} == {"paused"}
     return {"job_id": {"any": done, "POST /api/sync/jobs/{job_id}/stop": held}, "other_id": {"any": done}}
+
+
+def sync_sessions(system: System) -> dict[str, Any]:
+    """Ids of open sync sessions: some to look at, some to complete and some to cancel."""
+    wanted = {"sourceLocation": "System1", "targetLocation": "System2"}
+    start = "/api/v1/sync/session/start"
+    ids = [system.ok("POST", start, wanted, token=ADMIN)["sessionId"] for _ in range(12)]
+    one = "/api/v1/sync/session/{sync_session_id}"
+    return {
+        "sync_session_id": {"any": ids[:6], f"POST {one}/complete": ids[6:9], f"POST {one}/cancel": ids[9:]},
+    }
 
 
 def conflict(one: Device, other: Device, path: str) -> str:
