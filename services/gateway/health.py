@@ -12,6 +12,7 @@ from domain import errors
 from infra.db import CONNECTION_LOST
 from services.gateway.dialects import OURS, Reply
 from services.gateway.figures import Figures
+from services.gateway.figures_lags import Lags
 from services.gateway.routes import Call, Route
 
 VERSION = "0.1.0"
@@ -62,8 +63,9 @@ class Metrics:
                 ("open_streams", "Streams of server-sent events that clients hold open"),
             )
         }
-        self._figures = Figures()
+        self._figures, self._lags = Figures(), Lags()
         self.registry.register(self._figures)
+        self.registry.register(self._lags)
         self._queue = Gauge("undrift_open_jobs", "Jobs queued or running", ("lane",), registry=self.registry)
 
     def observe(self, method: str, route: str, status: int, seconds: float) -> None:
@@ -99,6 +101,7 @@ class Metrics:
         for lane in ("now", "later"):
             self._queue.labels(lane).set(open_jobs.get(f"work/{lane}", 0))
         await self._figures.load(process.db)
+        await self._lags.load(process.db, head)
         return generate_latest(self.registry)
 
 

@@ -182,8 +182,9 @@ class Endpoint:
     async def _traced(self, route: Route, scope: Any, receive: Any) -> Any:
         """Part of the client's trace, where it says one; what comes of the request continues it."""
         given = traces.checked(headers.of(scope).get(b"traceparent"))
-        about = {"http.request.method": route.method, "http.route": route.path}
-        with traces.span(f"{route.method} {route.path}", given, about, "server") as span:
+        path = route.path.replace(":str}", "}").replace(":path}", "}")
+        about = {"http.request.method": route.method, "http.route": path}
+        with traces.span(f"{route.method} {path}", given, about, "server") as span:
             scope[_TRACED] = span.traceparent
             reply = await self._reply(route, scope, receive)
             status = getattr(reply, "status", 200)

@@ -12,7 +12,7 @@ import asyncpg
 import structlog
 
 from domain import errors, webhooks
-from infra import egress, posts
+from infra import egress, posts, traces
 from infra.db import CONNECTION_LOST
 from infra.posts import Answer, Poster
 from services.notifying import rows
@@ -209,7 +209,23 @@ class Courier:
             target = egress.check_url(self.state.url, office.settings)
             self._poster = Poster(target, office.settings, office.tls, office.resolver)
         headers = _FIXED + self._signer.headers(row.message, body, at)
+        if traces.active():
+            return await self._traced(row, self._poster, headers, body)
         return await self._poster.post(headers, body, office.settings.timeout_s)
+
+    async def _traced(self, row: Row, poster: Poster, headers: bytes, body: bytes) -> Answer:
+        """Part of the trace of what the message is about; the receiver may continue it."""
+        of = None if row.event is None else row.event.metadata.traceparent
+        about: dict[str, traces.Attribute] = {"undrift.event": row.name, "undrift.endpoint": self.key[1]}
+        about["undrift.attempt"] = row.attempts
+        with traces.span("webhook delivery", of, about, "client") as span:
+            if span.traceparent is not None:
+                headers += b"traceparent: %b\r\n" % span.traceparent.encode()
+            answer = await poster.post(headers, body, self._office.settings.timeout_s)
+            span.note("http.response.status_code", answer.status)
+            if _judged(answer) is not None:
+                span.fail(str(answer.status))
+            return answer
 
     def _succeeded(self) -> None:
         if not self._health.failures:
