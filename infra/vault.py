@@ -54,6 +54,18 @@ class Vault:
         sealed = await self._database.fetchval(
             "select sealed from undrift_keys.secrets where tenant = $1 and id = $2", tenant, id
         )
+        return self._opened(tenant, id, sealed)
+
+    async def unseal_all(self, tenant: str, references: Mapping[str, str]) -> dict[str, str]:
+        """As `unseal`, of many at once, by whatever they are called."""
+        ids = {name: reference.removeprefix(PREFIX) for name, reference in references.items()}
+        rows = await self._database.fetch(
+            "select id, sealed from undrift_keys.secrets where tenant = $1 and id = any ($2)", tenant, [*ids.values()]
+        )
+        sealed = {row["id"]: row["sealed"] for row in rows}
+        return {name: self._opened(tenant, id, sealed.get(id)) for name, id in ids.items()}
+
+    def _opened(self, tenant: str, id: str, sealed: bytes | None) -> str:
         try:
             if sealed is not None:
                 return secrets.unseal(self._key, bytes(sealed), f"{tenant}/{id}").decode()

@@ -37,6 +37,10 @@ class Row(Struct, frozen=True):
     exit_code: int | None = None
     asked: str | None = None
 
+    def doing(self) -> servers.Power:
+        power: servers.Power = msgspec.convert(self.power, servers.Power)
+        return power
+
     def configured(self) -> Configuration:
         return msgspec.json.decode(self.configuration, type=Configuration)
 

@@ -34,6 +34,7 @@ from services.gateway import (
     network,
     openapi,
     revert,
+    servers,
     sessions,
     tus,
     uploads,
@@ -73,6 +74,7 @@ def routes(metrics: health.Metrics) -> Sequence[Route]:
         *tus.ROUTES,
         *download.ROUTES,
         *network.routes(),
+        *servers.ROUTES,
         *feeds.ROUTES,
         *consumers.ROUTES,
         *webhooks_routes.ROUTES,
@@ -107,14 +109,18 @@ class Gateway:
     def __init__(self, process: Process, ports: Sequence[int]) -> None:
         settings = process.settings
         self.process = process
-        cors = Cors(settings.gateway, ports)
+        cors = Cors(settings.gateway, ports, settings.panel.url)
         shared = Shared(process.db, process.master, settings.limits.patience_s)
         self.limits = limits.Limits(settings.limits, shared=shared)
         metrics = health.Metrics()
         self.reads = Reads(process.db, settings.gateway, settings.tail.client_poll_s)
         self.waits = Waits(process.store, process.tail)
         self.authenticator = Authenticator(
-            self._look_up, cors, self.limits, open_loopback=bool(settings.auth.open_loopback)
+            self._look_up,
+            cors,
+            self.limits,
+            open_loopback=bool(settings.auth.open_loopback),
+            node_token=settings.panel.token,
         )
         self.live = Feeds(process, self.reads, self.authenticator.is_revoked)
         api = Api(

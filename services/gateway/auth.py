@@ -6,6 +6,7 @@ A token is found by its SHA-256, so nothing of it is ever compared byte by byte.
 from __future__ import annotations
 
 import hashlib
+import hmac
 import ipaddress
 import re
 import time
@@ -65,6 +66,9 @@ LOOPBACK = Principal(
 )
 """Requests without a token where `auth.open_loopback` is on: they open families 1 and 2 only."""
 
+NODE = Principal(tenant=tenants.FIRST, id="panel", kind="node", name="the Panel")
+"""The Panel: it opens family 5, and nothing else does."""
+
 Lookup = Callable[[str], Awaitable[Principal | None]]
 
 
@@ -100,6 +104,7 @@ class Authenticator:
         counted: limits.Limits,
         *,
         open_loopback: bool = False,
+        node_token: str = "",
         fresh_s: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -107,6 +112,7 @@ class Authenticator:
         self._cors = cors
         self._counted = counted
         self._open_loopback = open_loopback
+        self._node_token = node_token.encode()
         self._fresh_s = fresh_s
         self._clock = clock
         self._known: dict[str, tuple[Principal, float]] = {}
@@ -151,7 +157,9 @@ class Authenticator:
         found = headers.of(scope)
         credential = found.get(b"authorization")
         principal: Principal | None
-        if credential is None:
+        if NODE.kind in dialect.admits:
+            principal = self._node(credential)
+        elif credential is None:
             principal = LOOPBACK if self._is_open(scope, found) else None
         else:
             principal = await self._bearer(credential)
@@ -164,6 +172,15 @@ class Authenticator:
             raise errors.Forbidden(f"This needs the scope {needs}")
         scope["user"] = principal
         return principal
+
+    def _node(self, credential: bytes | None) -> Principal | None:
+        """The Panel, by the node's one token, as the real Wings looks at it. Raises Forbidden for another token."""
+        scheme, space, token = (credential or b"").partition(b" ")
+        if scheme != b"Bearer" or not space:
+            return None
+        if not self._node_token or not hmac.compare_digest(token, self._node_token):
+            raise errors.Forbidden
+        return NODE
 
     async def _bearer(self, credential: bytes) -> Principal | None:
         scheme, _, raw = credential.partition(b" ")

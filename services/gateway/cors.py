@@ -25,19 +25,35 @@ _EXPOSED: headers.Pair = (
     b" Tus-Resumable, Tus-Version, Tus-Extension, Tus-Max-Size, Tus-Checksum-Algorithm, Upload-Offset, Upload-Length,"
     b" Upload-Metadata, Upload-Expires, Upload-Concat, Undrift-Conflict, Undrift-Sequence",
 )
+_PANEL: tuple[headers.Pair, ...] = (
+    (b"access-control-allow-credentials", b"true"),
+    (b"access-control-allow-methods", b"GET, POST, PATCH, PUT, DELETE, OPTIONS"),
+    (
+        b"access-control-allow-headers",
+        b"Accept, Accept-Encoding, Authorization, Cache-Control, Content-Type, Content-Length, Origin, X-Real-IP,"
+        b" X-CSRF-Token",
+    ),
+    (b"access-control-max-age", b"7200"),
+)
 _VARY: headers.Pair = (b"vary", b"Origin")
 
 
 class Cors:
     """The allow-list: loopback names with `cors_ports` and the ports we listen on, and `cors_origins`."""
 
-    def __init__(self, settings: config.Gateway, ports: Iterable[int] = ()) -> None:
+    def __init__(self, settings: config.Gateway, ports: Iterable[int] = (), panel: str = "") -> None:
+        self._panel = panel.rstrip("/").encode()
         self._origins = frozenset(origin.lower().encode() for origin in settings.cors_origins) | {
             origin.encode() for port in {*settings.cors_ports, *ports} for origin in _loopback(port)
         }
 
     def allows(self, origin: bytes) -> bool:
         return origin.lower() in self._origins
+
+    def for_the_panel(self, origin: bytes | None) -> list[headers.Pair]:
+        """What every answer of family 5 carries: its own pages may ask, and those of the allow-list."""
+        known = origin if origin is not None and self.allows(origin) else self._panel
+        return [(b"access-control-allow-origin", known), *_PANEL] if known else [*_PANEL]
 
     def headers(self, origin: bytes) -> list[headers.Pair]:
         """What every response to a request with this `Origin` carries."""

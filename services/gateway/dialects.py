@@ -350,7 +350,8 @@ def _library(failure: Failure) -> Struct:
 
 def _servers(failure: Failure) -> Struct:
     text = _SERVERS_TEXTS.get(failure.code, failure.message)
-    return ServersFault(error=text, request_id=(failure.status >= 500 and failure.request_id) or UNSET)
+    traced = failure.status >= 500 or failure.code == "PANEL_NOT_FOUND"
+    return ServersFault(error=text, request_id=(traced and failure.request_id) or UNSET)
 
 
 # The words of the real thing, misspelling included.
@@ -359,6 +360,8 @@ _SERVERS_TEXTS = {
     "FORBIDDEN": "You are not authorized to access this endpoint.",
     "JOB_NOT_FOUND": "The requested resource does not exist on this instance.",
     "NOT_FOUND": "The requested resource does not exist on this instance.",
+    "SERVER_NOT_FOUND": "The requested resource does not exist on this instance.",
+    "PANEL_NOT_FOUND": "The requested resource does not exist on this instance.",
     "TIMED_OUT": "The server could not process this request in time, please try again.",
     "SYNC_FAILED": "An unexpected error was encountered while processing this request",
     "INTERNAL_ERROR": "An unexpected error was encountered while processing this request",
@@ -391,4 +394,5 @@ _PREFIXES: Mapping[str, Dialect] = {
     "api/servers": WINGS,
     "api/update": WINGS,
     "api/deauthorize-user": WINGS,
+    "api/system": WINGS,
 }

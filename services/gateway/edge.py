@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,9 @@ from services.gateway import auth, bodies, dialects, headers, limits
 from services.gateway.cors import Cors
 
 Meter = Callable[[Any, dialects.Dialect], Awaitable[limits.Allowance | None]]
+
+WINGS = dialects.WINGS.family
+_PANELS = ("/api/servers", "/api/system", "/api/update", "/api/deauthorize-user")
 
 
 class Edge:
@@ -30,6 +34,11 @@ class Edge:
             await self._app(scope, receive, send)
             return
         origin, path = headers.of(scope).get(b"origin"), scope["path"]
+        if path.startswith(_PANELS) and dialects.by_path(path).family == WINGS:
+            send = self._for_the_panel(scope, send, origin)
+            if scope["method"] == "OPTIONS":
+                await dialects.Reply(204)(scope, receive, send)
+                return
         if origin is not None or path.startswith("/api/v1/") or "//" in path or self._widely:
             send = self._adding(scope, send, origin)
         if scope["method"] == "OPTIONS" and self._is_preflight(scope, origin):
@@ -43,14 +52,26 @@ class Edge:
 
     def _is_preflight(self, scope: Any, origin: bytes | None) -> bool:
         dialect = dialects.by_path(scope["path"])
-        if dialect.family == 5:
-            return False  # they answer for the panel's address alone
         return dialect.family in (1, 2) or (
             origin is not None and b"access-control-request-method" in headers.of(scope)
         )
 
+    def _for_the_panel(self, scope: Any, send: Any, origin: bytes | None) -> Any:
+        """Every answer of family 5 has a request id, and names the Panel's pages as those that may ask."""
+        fixed = self._cors.for_the_panel(origin)
+
+        async def adding(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                said = list(message.get("headers", ()))
+                if not any(name == b"x-request-id" for name, _ in said):
+                    said.append((b"x-request-id", str(uuid.uuid4()).encode()))
+                message = {**message, "headers": [*said, *fixed]}
+            await send(message)
+
+        return adding
+
     def _adding(self, scope: Any, send: Any, origin: bytes | None) -> Any:
-        shared = origin is not None and dialects.by_path(scope["path"]).family != 5
+        shared = origin is not None and dialects.by_path(scope["path"]).family != WINGS
 
         async def adding(message: Any) -> None:
             if message["type"] == "http.response.start":

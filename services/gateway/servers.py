@@ -1,0 +1,294 @@
+"""Servers of this node as the Wings document has them: the Panel tells us to look, and asks what we have."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Raw, Struct
+
+from domain import errors, jobs, messages, server_config, servers
+from domain.plans import servers as plan
+from domain.server_config import Configuration
+from infra.eventstore.store import Done, Wish
+from infra.panel import WINGS as VERSION
+from infra.vault import Vault
+from projections import servers as read
+from services import integrations as declarations
+from services.gateway import bodies, headers
+from services.gateway.dialects import WINGS, Reply
+from services.gateway.routes import Call, Parameter, Route
+
+#: The Panel gives up after 15 s and takes back what it wanted; by then this must be over.
+DEADLINE_S = 12.0
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+_INVALID = b'{"error":"The data provided in the request could not be validated."}'
+
+Uuid = Annotated[str, Meta(extra_json_schema={"format": "uuid"})]
+
+
+class Create(Struct):
+    uuid: Uuid
+    start_on_completion: bool = False
+
+
+class RollBack(Struct):
+    """`position` is of the log: the server is configured again as it was then, until the next sync."""
+
+    position: Annotated[int, Meta(ge=1)]
+
+
+class Network(Struct):
+    rx_bytes: int = 0
+    tx_bytes: int = 0
+
+
+class Utilization(Struct):
+    """Bytes; `cpu_absolute` in percent of one core, `uptime` in milliseconds."""
+
+    memory_bytes: int
+    memory_limit_bytes: int
+    cpu_absolute: float
+    network: Network
+    uptime: int
+    state: servers.Power
+    disk_bytes: int
+
+
+class Server(Struct):
+    state: servers.Power
+    is_suspended: bool
+    utilization: Utilization
+    configuration: dict[str, Any]
+
+
+class Synced(Struct):
+    """What a sync changed, with `Prefer: return=representation`: each difference, and when it is felt."""
+
+    differences: list[plan.Difference]
+
+
+class System(Struct):
+    architecture: str
+    cpu_count: int
+    kernel_version: str
+    os: str
+    version: str
+
+
+async def sync(call: Call) -> Any:
+    """204 once the Panel's configuration is durable; after an error nothing was changed, nor will be."""
+    call.raw = await bodies.ignored(call.scope, call.receive)
+    prefer, uuid = headers.prefer(call.fields), call.path("server")
+    await _known(call, uuid)
+    ended = await _run(call, uuid)
+    if prefer.representation:
+        return call.reply(Synced(await _differences(call, uuid, ended.position)), ended.position)
+    return Reply(204, b"", [headers.position(ended.position)])
+
+
+async def create(call: Call) -> Any:
+    """The Panel has made a server for this node: its configuration is brought, as a sync does."""
+    body = await call.body(Create)
+    if not _UUID.fullmatch(body.uuid):
+        return Reply(422, _INVALID)
+    ended = await _run(call, body.uuid)
+    position = ended.position
+    if body.start_on_completion:
+        wish = Wish(servers, body.uuid, servers.Ask("start", "node"))
+        done = await call.api.process.store.execute_all([wish], tenant=call.tenant, metadata=call.metadata())
+        position = done.position
+    call.api.reads.wrote(call.principal.actor, position)
+    return Reply(202, b"", [headers.position(position)])
+
+
+async def list_(call: Call) -> Any:
+    position = await call.caught_up()
+    rows = await read.list_(call.api.process.db, call.tenant)
+    return call.reply([await _shown(call, row) for row in rows], position)
+
+
+async def get(call: Call) -> Any:
+    position = await call.caught_up()
+    row = await read.get(call.api.process.db, call.tenant, call.path("server"))
+    if row is None:
+        raise errors.NotFound("There is no such server", kind="server")
+    return call.reply(await _shown(call, row), position)
+
+
+async def delete(call: Call) -> Any:
+    call.raw = await bodies.ignored(call.scope, call.receive)
+    done = await call.earlier(servers) or await call.execute([Wish(servers, call.path("server"), servers.Delete())])
+    return Reply(204, b"", [headers.position(done.position)])
+
+
+async def roll_back(call: Call) -> Any:
+    """To the configuration of an earlier position, as an explicit command of somebody's."""
+    body, uuid = await call.body(RollBack), call.path("server")
+    done = await call.earlier(servers)
+    if done is None:
+        await _known(call, uuid)
+        before = await call.api.process.store.load(servers, _stream(call, uuid), until=body.position)
+        if before.state.configuration is None or body.position > await call.api.process.store.head():
+            raise errors.Invalid("The server has no configuration at that position")
+        wish = Wish(servers, uuid, servers.RollBack(before.state.configuration, body.position))
+        done = await call.execute([wish])
+    return call.reply(Synced(await _differences(call, uuid, done.position)), done.position)
+
+
+async def system(call: Call) -> Any:
+    found = platform.uname()
+    shown = System(found.machine, os.cpu_count() or 1, found.release, found.system.lower(), VERSION)
+    return call.reply(shown, await call.api.process.store.head())
+
+
+# How a sync runs.
+
+
+async def _run(call: Call, uuid: str) -> messages.Recorded:
+    """The end of a job that was queued for this request, if it is a good one."""
+    process, deadline = call.api.process, datetime.now(UTC) + timedelta(seconds=DEADLINE_S)
+    done: Done | None = await call.earlier(jobs)
+    if done is None:
+        ticket = jobs.Ticket(job=declarations.new_id(), kind="servers", type="full_sync", lane="now")
+        spec = Raw(msgspec.json.encode(plan.Spec(uuid)))
+        queued = jobs.Queued(ticket=ticket, spec=spec, waited=True, deadline=deadline)
+        done = await call.execute([Wish(jobs, ticket.job, jobs.Queue(queued), fresh=True)])
+    stream = done.events[0].stream
+    left_s = max((deadline - datetime.now(UTC)).total_seconds(), 0)
+    ended = await call.api.waits.ended(stream, left_s, process.stopping)
+    if ended is None:
+        expire = Wish(jobs, stream.rpartition("/")[2], jobs.Expire())
+        await process.store.execute_all([expire], tenant=call.tenant, metadata=call.metadata())
+        ended = await call.api.waits.ended(stream, 0, process.stopping)
+    if ended is None:
+        raise errors.SyncFailed("The sync has neither ended nor could it be called off")
+    call.api.reads.wrote(call.principal.actor, ended.position)
+    return _good(ended)
+
+
+def _good(ended: messages.Recorded) -> messages.Recorded:
+    """Raises errors.NotFound, errors.TimedOut, errors.SyncFailed."""
+    position = {"position": ended.position}
+    match ended.event:
+        case jobs.Completed():
+            return ended
+        case jobs.Failed(code=errors.NotFound.code):
+            raise errors.NotFound("The Panel knows no such server", kind="panel", **position)
+        case jobs.Stopped(reason="deadline"):
+            raise errors.TimedOut("The Panel took too long; nothing was changed", **position)
+        case _:
+            raise errors.SyncFailed("The sync failed; nothing was changed", **position)
+
+
+async def _differences(call: Call, uuid: str, position: int) -> list[plan.Difference]:
+    """Between the configuration at a position and that before the command which ended there."""
+    store, stream = call.api.process.store, _stream(call, uuid)
+    recorded = await store.stream(stream, until=position)
+    mine = [one for one in recorded if recorded and one.recorded_at == recorded[-1].recorded_at]
+    if not mine or position - recorded[-1].position > 1:  # a job's end comes right behind what it brought
+        return []
+    after: servers.Server = (await store.load(servers, stream, until=position)).state
+    before: servers.Server = (await store.load(servers, stream, until=mine[0].position - 1)).state
+    assert after.configuration is not None
+    return list(plan.differences(None if before.deleted else before.configuration, after.configuration))
+
+
+# What is shown.
+
+
+async def _known(call: Call, uuid: str) -> None:
+    found: servers.Server = (await call.api.process.store.load(servers, _stream(call, uuid))).state
+    if found.configuration is None or found.deleted:
+        raise errors.NotFound("There is no such server", kind="server")
+
+
+def _stream(call: Call, uuid: str) -> str:
+    return messages.stream(servers.STREAM, call.tenant, uuid)
+
+
+async def _shown(call: Call, row: read.Row) -> Server:
+    """With its secrets: whoever has the node's token gave them to us."""
+    process, kept = call.api.process, row.configured()
+    vault = Vault(process.db, process.master)
+    references: Mapping[str, str] = server_config.secrets(kept)
+    one: Configuration = server_config.with_secrets(kept, await vault.unseal_all(call.tenant, references))
+    limits = server_config.limits(one.build)
+    used = Utilization(0, limits.memory, 0.0, Network(), 0, row.doing(), 0)
+    return Server(row.doing(), row.suspended, used, server_config.shown(one))
+
+
+_PREFER = Parameter(
+    "Prefer",
+    {"type": "string", "examples": ["return=representation"]},
+    "`return=representation` answers with what was changed",
+    where="header",
+)
+_READ = (401, 403, 404, 503)
+_WRITE = (400, 401, 403, 404, 413, 422, 500, 503)
+
+ROUTES: Sequence[Route] = (
+    Route(
+        "POST",
+        "/api/servers/{server:str}/sync",
+        sync,
+        WINGS,
+        "Bring the Panel's configuration of a server, and apply it",
+        query=(_PREFER,),
+        answers={200: Synced, 204: None},
+        errors=_WRITE,
+    ),
+    Route(
+        "POST",
+        "/api/servers/{server:str}/rollback",
+        roll_back,
+        WINGS,
+        "Return to the configuration that a server had at a position of the log",
+        body=RollBack,
+        answers={200: Synced},
+        errors=(400, 401, 403, 404, 413, 415, 422, 503),
+    ),
+    Route(
+        "POST",
+        "/api/servers",
+        create,
+        WINGS,
+        "Take over a server that the Panel has made for this node",
+        body=Create,
+        answers={202: None},
+        errors=(*_WRITE, 415),
+    ),
+    Route("GET", "/api/servers", list_, WINGS, "All servers", answers={200: list[Server]}, errors=_READ),
+    Route(
+        "GET",
+        "/api/servers/{server:str}",
+        get,
+        WINGS,
+        "One server",
+        answers={200: Server},
+        errors=_READ,
+    ),
+    Route(
+        "DELETE",
+        "/api/servers/{server:str}",
+        delete,
+        WINGS,
+        "Forget a server",
+        answers={204: None},
+        errors=(400, 401, 403, 404, 413, 422, 503),
+    ),
+    Route(
+        "GET",
+        "/api/system",
+        system,
+        WINGS,
+        "The machine",
+        answers={200: System},
+        errors=(401, 403, 503),
+    ),
+)

@@ -1,0 +1,274 @@
+"""Servers over HTTP as the Wings document has them, with a Panel over a real socket."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from tests.doubles import panel as double
+from tests.journeys.system import QUICK, Answer, System, until
+
+UNKNOWN = "11111111-5c7b-4f1e-9d2a-6e8f1c3b5a7d"
+NO_HEADER = {"error": "The required authorization heads were not present in the request."}
+WRONG = {"error": "You are not authorized to access this endpoint."}
+NOT_HERE = {"error": "The requested resource does not exist on this instance."}
+FAILED = "An unexpected error was encountered while processing this request"
+LATE = "The server could not process this request in time, please try again."
+
+
+@pytest.fixture(scope="module")
+def panel() -> Iterator[double.Panel]:
+    with double.Panel() as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def node(panel: double.Panel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    settings = f'{QUICK}\n[panel]\nurl = "{panel.url}"\ntoken_id = "{double.TOKEN_ID}"\ntoken = "{double.TOKEN}"\n'
+    system = System(tmp_path_factory.mktemp("node"), settings=f"{settings}budget_s = 3.0\nlist_s = 0\n")
+    try:
+        yield system.start()
+    finally:
+        system.stop()
+
+
+@pytest.fixture(autouse=True)
+def untroubled(panel: double.Panel) -> Iterator[None]:
+    yield
+    panel.trouble = None
+
+
+def ask(node: System, method: str, path: str, body: Any = None, **headers: str) -> Answer:
+    answer = node.call(method, path, body, token=double.TOKEN, headers=headers)
+    assert answer.headers["x-request-id"]
+    assert answer.headers["access-control-allow-credentials"] == "true"
+    return answer
+
+
+def taken_over(node: System, panel: double.Panel, **changed: Any) -> str:
+    uuid = panel.add(**changed)
+    answer = ask(node, "POST", "/api/servers", {"uuid": uuid})
+    assert (answer.status, answer.body) == (202, b""), answer
+    return uuid
+
+
+# Who may.
+
+ROUTES = [
+    ("POST", "/api/servers"),
+    ("GET", "/api/servers"),
+    ("GET", f"/api/servers/{UNKNOWN}"),
+    ("DELETE", f"/api/servers/{UNKNOWN}"),
+    ("POST", f"/api/servers/{UNKNOWN}/sync"),
+    ("POST", f"/api/servers/{UNKNOWN}/rollback"),
+    ("GET", "/api/system"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+def test_only_the_nodes_token_opens_them(node: System, method: str, path: str) -> None:
+    admin = node.ready["admin_token"]
+    for header, status, body in [
+        (None, 401, NO_HEADER),
+        ("", 401, NO_HEADER),
+        (double.TOKEN, 401, NO_HEADER),
+        (f"bearer {double.TOKEN}", 401, NO_HEADER),
+        (f"Basic {double.TOKEN}", 401, NO_HEADER),
+        ("Bearer wrong", 403, WRONG),
+        (f"Bearer {double.TOKEN}x", 403, WRONG),
+        (f"Bearer {double.TOKEN_ID}.{double.TOKEN}", 403, WRONG),
+        (f"Bearer {admin}", 403, WRONG),
+    ]:
+        answer = node.call(method, path, headers={} if header is None else {"Authorization": header})
+        assert (answer.status, answer.json()) == (status, body), (header, answer)
+        assert answer.headers["x-request-id"]
+        assert (answer.headers.get("www-authenticate") == "Bearer") == (status == 401)
+
+
+def test_the_nodes_token_opens_nothing_else(node: System) -> None:
+    for path in ("/api/sync/jobs", "/api/v1/health", "/api/v1/sync/devices", "/api/v1/feeds/events", "/metrics"):
+        answer = node.call("GET", path, token=double.TOKEN, headers={"Host": "example.org"})
+        assert answer.status in (200, 401) if path == "/metrics" else answer.status == 401, (path, answer)
+
+
+def test_browsers_are_told_of_the_panel(node: System, panel: double.Panel) -> None:
+    answer = node.call("OPTIONS", f"/api/servers/{UNKNOWN}", headers={"Origin": "https://evil.example"})
+    assert (answer.status, answer.body) == (204, b"")
+    assert answer.headers["access-control-allow-origin"] == panel.url
+    assert answer.headers["access-control-max-age"] == "7200"
+    assert "X-CSRF-Token" in answer.headers["access-control-allow-headers"]
+
+
+# A sync.
+
+
+def test_a_server_is_taken_over_and_synced(node: System, panel: double.Panel) -> None:
+    uuid = taken_over(node, panel, environment={"PASSWORD": "hunter2"})
+    panel.change(uuid, suspended=True, build={"memory_limit": 512})
+    answer = ask(node, "POST", f"/api/servers/{uuid}/sync", **{"Content-Type": "application/json"})
+    assert (answer.status, answer.body) == (204, b"")
+    assert "content-type" not in answer.headers
+    shown = ask(node, "GET", f"/api/servers/{uuid}").json()
+    assert (shown["state"], shown["is_suspended"]) == ("offline", True)
+    assert shown["configuration"]["build"]["memory_limit"] == 512
+    assert shown["configuration"]["environment"] == {"PASSWORD": "hunter2"}
+    assert shown["utilization"]["memory_limit_bytes"] == 588_800_000
+    assert shown in ask(node, "GET", "/api/servers").json()
+
+
+def test_somebody_may_want_to_know_what_changed(node: System, panel: double.Panel) -> None:
+    uuid = taken_over(node, panel, environment={"PASSWORD": "hunter2"})
+    panel.change(uuid, environment={"PASSWORD": "hunter3"}, build={"cpu_limit": 50})
+    answer = ask(node, "POST", f"/api/servers/{uuid}/sync", Prefer="return=representation")
+    assert answer.json() == {
+        "differences": [
+            {"field": "build.cpu_limit", "effect": "at_once", "before": 100, "after": 50},
+            {"field": "environment.PASSWORD", "effect": "next_start", "before": "set", "after": "set"},
+        ]
+    }
+    again = ask(node, "POST", f"/api/servers/{uuid}/sync", Prefer="return=representation")
+    assert again.json() == {"differences": []}
+
+
+def test_an_idempotency_key_syncs_once(node: System, panel: double.Panel) -> None:
+    uuid = taken_over(node, panel)
+    first = ask(node, "POST", f"/api/servers/{uuid}/sync", **{"Idempotency-Key": "once"})
+    asked = len(panel.seen)
+    again = ask(node, "POST", f"/api/servers/{uuid}/sync", **{"Idempotency-Key": "once"})
+    assert (first.status, again.status, len(panel.seen)) == (204, 204, asked)
+    assert first.headers["undrift-position"] == again.headers["undrift-position"]
+
+
+@pytest.mark.parametrize("uuid", [UNKNOWN, UNKNOWN[:8], UNKNOWN.upper(), "x", "%2e%2e"])
+def test_an_unknown_server_is_not_asked_for(node: System, panel: double.Panel, uuid: str) -> None:
+    asked = len(panel.seen)
+    answer = ask(node, "POST", f"/api/servers/{uuid}/sync")
+    assert (answer.status, answer.json()) == (404, NOT_HERE)
+    assert len(panel.seen) == asked
+    for method in ("GET", "DELETE"):
+        answer = ask(node, method, f"/api/servers/{uuid}")
+        assert (answer.status, answer.json()) == (404, NOT_HERE)
+
+
+def test_one_that_the_panel_has_forgotten_is_404_and_stays(node: System, panel: double.Panel) -> None:
+    uuid = taken_over(node, panel)
+    del panel.servers[uuid]
+    answer = ask(node, "POST", f"/api/servers/{uuid}/sync")
+    assert answer.status == 404
+    assert answer.json() == {**NOT_HERE, "request_id": answer.headers["x-request-id"]}
+    assert ask(node, "GET", f"/api/servers/{uuid}").status == 200
+
+
+TROUBLES = {
+    "down": lambda _: web.Response(status=503),
+    "refuses": lambda _: web.Response(status=401),
+    "conflict": lambda _: web.Response(status=409, text="{}"),
+    "garbled": lambda _: web.Response(text='{"settings": {'),
+    "null": lambda _: web.json_response({"settings": {}, "process_configuration": None}),
+    "elsewhere": lambda _: web.Response(status=301, headers={"Location": "https://example.org/"}),
+    "another": lambda _: web.json_response(
+        {"settings": double.settings(UNKNOWN), "process_configuration": double.process()}
+    ),
+    "huge": lambda _: web.json_response(
+        {"settings": double.settings(UNKNOWN, invocation="x" * 10_000_000), "process_configuration": double.process()}
+    ),
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLES.values(), ids=TROUBLES)
+def test_a_panel_of_no_use_is_500_and_changes_nothing(node: System, panel: double.Panel, trouble: Any) -> None:
+    uuid = taken_over(node, panel)
+    before = ask(node, "GET", f"/api/servers/{uuid}").json()
+    panel.change(uuid, suspended=True)
+    panel.trouble = trouble
+    answer = ask(node, "POST", f"/api/servers/{uuid}/sync")
+    assert (answer.status, answer.json()["error"]) == (500, FAILED)
+    assert answer.json()["request_id"] == answer.headers["x-request-id"]
+    assert ask(node, "GET", f"/api/servers/{uuid}").json() == before
+
+
+def test_what_the_panel_says_after_the_deadline_is_never_applied(node: System, panel: double.Panel) -> None:
+    uuid = taken_over(node, panel)
+    panel.change(uuid, suspended=True)
+    with node.idle():
+        answer = ask(node, "POST", f"/api/servers/{uuid}/sync")
+    assert (answer.status, answer.json()["error"]) == (500, LATE)
+    time.sleep(1.0)
+    assert not ask(node, "GET", f"/api/servers/{uuid}").json()["is_suspended"]
+
+
+# Its neighbours.
+
+
+@pytest.mark.parametrize("uuid", ["", "x", UNKNOWN.upper(), "11111111-5c7b-1f1e-9d2a-6e8f1c3b5a7d", "../x"])
+def test_a_uuid_that_is_none(node: System, uuid: str) -> None:
+    answer = ask(node, "POST", "/api/servers", {"uuid": uuid})
+    assert answer.status == 422
+    assert answer.json() == {"error": "The data provided in the request could not be validated."}
+
+
+def test_a_server_is_forgotten(node: System, panel: double.Panel) -> None:
+    uuid = taken_over(node, panel)
+    answer = ask(node, "DELETE", f"/api/servers/{uuid}")
+    assert (answer.status, answer.body) == (204, b"")
+    assert ask(node, "GET", f"/api/servers/{uuid}").status == 404
+    assert ask(node, "DELETE", f"/api/servers/{uuid}").status == 404
+    assert ask(node, "POST", f"/api/servers/{uuid}/sync").status == 404
+    assert ask(node, "POST", "/api/servers", {"uuid": uuid}).status == 202
+
+
+def test_a_server_returns_to_an_earlier_configuration(node: System, panel: double.Panel) -> None:
+    uuid = taken_over(node, panel, environment={"A": "1"})
+    position = int(ask(node, "GET", f"/api/servers/{uuid}").headers["undrift-position"])
+    panel.change(uuid, environment={"A": "2"}, build={"swap": -1})
+    assert ask(node, "POST", f"/api/servers/{uuid}/sync").status == 204
+    answer = ask(node, "POST", f"/api/servers/{uuid}/rollback", {"position": position})
+    assert {one["field"] for one in answer.json()["differences"]} == {"build.swap", "environment.A"}
+    shown = ask(node, "GET", f"/api/servers/{uuid}").json()["configuration"]
+    assert (shown["environment"], shown["build"]["swap"]) == ({"A": "1"}, 0)
+    for wrong in (1, 10**9):
+        assert ask(node, "POST", f"/api/servers/{uuid}/rollback", {"position": wrong}).status == 400
+
+
+def test_the_machine(node: System) -> None:
+    found = ask(node, "GET", "/api/system").json()
+    assert found.keys() == {"architecture", "cpu_count", "kernel_version", "os", "version"}
+    assert found["os"] == "linux"
+
+
+def test_no_secret_is_in_any_store_but_the_vault(node: System, panel: double.Panel) -> None:
+    uuid = taken_over(node, panel, environment={"PASSWORD": "correcthorse"})
+    panel.servers[uuid].process = double.process(
+        configs=[{"parser": "file", "file": "a", "replace": [{"match": "b", "replace_with": "batterystaple"}]}]
+    )
+    assert ask(node, "POST", f"/api/servers/{uuid}/sync").status == 204
+    events = node.call("GET", "/api/v1/feeds/events?limit=1000", token=node.ready["admin_token"]).body
+    log = node.log.read_text(errors="replace")
+    stored = node.sql("select string_agg(convert_from(state, 'UTF8'), '') from undrift.events")[0][0]
+    for secret in ("correcthorse", "batterystaple", double.TOKEN):
+        assert secret not in events.decode()
+        assert secret not in log
+        assert secret not in stored
+
+
+def test_at_the_start_all_that_the_panel_lists_are_taken_over(
+    panel: double.Panel, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with double.Panel() as other:
+        every = {other.add() for _ in range(3)}
+        settings = f'{QUICK}\n[panel]\nurl = "{other.url}"\ntoken_id = "{double.TOKEN_ID}"\ntoken = "{double.TOKEN}"\n'
+        system = System(tmp_path_factory.mktemp("listed"), settings=f"{settings}list_s = 1.0\n").start()
+        try:
+            assert until(lambda: {one["configuration"]["uuid"] for one in listed(system)} == every), system.said()
+        finally:
+            system.stop()
+
+
+def listed(system: System) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(system.call("GET", "/api/servers", token=double.TOKEN).body)
+    return found
