@@ -11,14 +11,15 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from domain import errors, jobs, kinds, locations, messages, sessions
+from domain import errors, jobs, kinds, locations, messages, sessions, uploads
 from infra import secrets
 from infra.eventstore.store import Done, Wish
 from projections import sessions as sessions_read
 from projections.sessions import Row, Work
 from services import integrations, roots
 from services import sessions as services
-from services.gateway import auth, bodies, headers, sessions_shapes
+from services.gateway import as_of, auth, bodies, headers, sessions_shapes
+from services.gateway.as_of import AS_OF, Moment
 from services.gateway.dialects import EONACAT, timestamp_s
 from services.gateway.routes import Call, Parameter, Route
 from services.gateway.sessions_attach import check_id, turn
@@ -135,10 +136,29 @@ async def status(call: Call) -> Any:
 
 
 async def show(call: Call) -> Any:
+    """With `as_of` as it was then; its lease, and progress finer than that of events, are of the present only."""
+    if (moment := await as_of.wanted(call)) is not None:
+        return call.reply(await _was(call, moment), moment.position)
     row, work, position = await _find(call)
     progress, expires = await _progress(call, row, work)
     now = row.sums or services.totals(work)
     return call.reply(sessions_shapes.detail(row, work, progress, now, expires), position)
+
+
+async def _was(call: Call, moment: Moment) -> Detail:
+    store, id = call.api.process.store, check_id(call.path("sync_session_id"))
+    recorded = await store.stream(messages.stream(sessions.STREAM, call.tenant, id), until=moment.position)
+    row = as_of.folded(recorded, sessions_read.fold)
+    if row is None:
+        raise errors.NotFound("There was no such session then", kind="session")
+    work = []
+    for one in recorded:
+        if isinstance(one.event, sessions.Attached):
+            context = jobs.STREAM if one.event.kind == "job" else uploads.STREAM
+            stream = messages.stream(context, call.tenant, one.event.item)
+            found = as_of.folded(await store.stream(stream, until=moment.position), sessions_read.fold_work)
+            work += [] if found is None else [found]
+    return sessions_shapes.detail(row, work, services.progress(work), row.sums or services.totals(work), None)
 
 
 async def list_(call: Call) -> Any:
@@ -301,6 +321,7 @@ ROUTES: Sequence[Route] = (
         EONACAT,
         "One sync session with its jobs and uploads",
         needs="sessions:read",
+        query=(AS_OF,),
         answers={200: Detail},
         errors=_READ,
     ),

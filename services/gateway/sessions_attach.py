@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from weakref import WeakValueDictionary
 
+import msgspec
 from msgspec.structs import replace
 
 from domain import errors, jobs, messages, sessions
 from infra.eventstore.store import Done, Wish
+from projections import sessions as sessions_read
 from services import sessions as services
 from services.gateway.routes import Call, Parameter
 
@@ -43,11 +45,21 @@ async def named(call: Call) -> str | None:
     raw = call.fields.get(b"undrift-session")
     if raw is None:
         return None
-    id, process = check_id(raw.strip().decode("latin-1")), call.api.process
-    loaded = await process.store.load(sessions, messages.stream(sessions.STREAM, call.tenant, id))
-    sessions.decide(sessions.Attach("job", ""), loaded.state)
-    await services.name(process.db, call.tenant, id)
+    id = check_id(raw.strip().decode("latin-1"))
+    sessions.decide(sessions.Attach("job", ""), await _state(call, id))
+    await services.name(call.api.process.db, call.tenant, id)
     return id
+
+
+async def _state(call: Call, id: str) -> sessions.Session:
+    """As the read model has it, which may be a little old: the append itself is what judges in the end."""
+    row = await sessions_read.get(call.api.process.db, call.tenant, id)
+    if row is not None:
+        status = msgspec.convert(row.status, sessions.Status)
+        return sessions.Session(status, row.closing, row.attached)
+    stream = messages.stream(sessions.STREAM, call.tenant, id)
+    state: sessions.Session = (await call.api.process.store.load(sessions, stream)).state
+    return state
 
 
 async def queue(call: Call, queued: jobs.Queued, *before: Wish) -> Done:

@@ -362,6 +362,18 @@ def test_progress_never_goes_back(system: System) -> None:
     assert status(system, session)["progressPercentage"] == 99
 
 
+def test_a_session_as_it_was(system: System) -> None:
+    session = start(system)["sessionId"]
+    begun = system.wrote
+    assert system.sync(system.folder(a="1"), system.place(), headers=head(session)).status == 200
+    complete(system, session)
+    now, then = ok(system, "GET", f"/{session}"), ok(system, "GET", f"/{session}?as_of={begun}")
+    assert (then["status"], then["jobs"], then["result"], then["completedAt"]) == ("in-progress", [], None, None)
+    assert now == ok(system, "GET", f"/{session}?as_of={system.head()}")
+    assert (now["status"], len(now["jobs"]), now["bytesTransferred"]) == ("completed", 1, 1)
+    assert ask(system, "GET", f"/{session}?as_of={begun - 1}").status == 404
+
+
 def test_sessions_are_listed(system: System, other: str) -> None:
     ids = [ok(system, "POST", "/start", PAIR, token=other)["sessionId"] for _ in range(3)]
     ok(system, "POST", f"/{ids[0]}/complete", token=other)
