@@ -620,9 +620,9 @@ def test_a_key_that_is_none_is_refused(system: System, plain: str, key: str) -> 
 
 
 def test_a_refused_command_may_be_tried_again_under_its_key(system: System) -> None:
-    headers, body = {"Idempotency-Key": "refused-first"}, {"integrationId": "not-yet", "type": "full"}
+    headers, body = {"Idempotency-Key": "refused-first"}, {"integrationId": "not-there-yet", "type": "full"}
     refused(system.post("/api/sync/jobs", body, headers=headers), 404, "INTEGRATION_NOT_FOUND")
-    system.integration("not-yet", system.folder(a="1"), system.place())
+    system.integration("not-there-yet", system.folder(a="1"), system.place())
     answer = system.post("/api/sync/jobs", body, headers=headers)
     assert answer.status == 200
     system.wait(answer.json()["jobId"])
