@@ -32,6 +32,11 @@ def message_id(recorded: messages.Recorded, name: str, replay: str | None = None
     return "_".join(["msg", *parts] if replay is None else ["msg", *parts, replay])
 
 
+def spelled(name: str) -> str | None:
+    """What a field of an event is called in a body; None where it is left out."""
+    return None if name in _HIDDEN else _camel(name)
+
+
 async def body(store: Store, recorded: messages.Recorded, name: str, replay: str | None = None) -> bytes:
     """The JSON of an event under one of its names: a function of the log, so every attempt has the same bytes until a
     person in it is erased."""

@@ -21,6 +21,7 @@ PATHS |= {"sync_session_id": "session-00000000-0000-4000-8000-000000000000"}
 BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/api/sync/jobs"): {"integrationId": "none", "type": "full"},
     ("PUT", "/api/sync/jobs/{job_id}/interval"): {"interval": 5},
+    ("POST", "/api/v1/feeds/credentials"): {"name": "matrix"},
     ("PUT", "/api/sync/integrations/{integration_id}"): {"name": "x"},
     ("POST", "/api/admin/servers/parity"): {"server_id": "none"},
     ("POST", "/api/v1/sync/files"): {"sourceDirectory": "/etc/a", "targetDirectory": "/etc/b"},
@@ -33,6 +34,7 @@ BODIES: dict[tuple[str, str], Any] = {
 }
 OPEN = {"/", "/healthz", "/readyz", "/schema", "/schema/openapi.json", "/schema/rapidoc-min.js"}
 #: Their signature is the credential (test_plane).
+OPEN |= {"/schema/asyncapi.json"}
 SIGNED = {"/api/sync/integrations/{integration_id}/hooks/plane"}
 #: What opens without a token, for everybody.
 LOGIN = ("POST", "/api/v1/auth/login")
@@ -84,7 +86,7 @@ class Route:
         if self.is_administration:
             return "admin"
         if self.path.startswith("/api/v1/feeds"):
-            return "feeds:read"
+            return "feeds:read" if self.method == "GET" else "feeds:write"
         if self.path.startswith("/api/v1/webhooks"):
             return "webhooks:read" if self.method == "GET" else "webhooks:write"
         if self.path == "/api/v1/sync/files":
