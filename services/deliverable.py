@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct
 
-from domain import catalogue, jobs, messages
+from domain import catalogue, devices, jobs, messages, sessions
 from infra.eventstore.store import Store
 from infra.vault import PREFIX
 
-#: How the alias of what ends a sync names what ended: the source, and the key of its id.
-_SOURCES = {"sessions": ("session", "sessionId"), "devices": ("device", "deviceId")}
-#: Digests of credentials are nobody's business outside.
-_HIDDEN = frozenset({"token_sha256", "before_sha256"})
+#: Digests of credentials, and of paths, are nobody's business outside.
+_HIDDEN = frozenset({"token_sha256", "before_sha256", "place", "old_place", "name_key"})
+_NOBODY = messages.Metadata().owner
 #: What may refer to secrets.
 _SEALING = frozenset({"config", "spec"})
 
@@ -48,43 +48,65 @@ async def body(store: Store, recorded: messages.Recorded, name: str, replay: str
 
 
 def _event(recorded: messages.Recorded) -> dict[str, Any]:
-    context = recorded.stream.partition("/")[0]
-    fields = _shaped(recorded.event)
-    return {"position": recorded.position, "context": context, "id": recorded.id, **fields}
+    """Where it is in the log, what it is about, who did it and, of somebody's own things, whose they are; and all that
+    the event says."""
+    context, metadata = recorded.stream.partition("/")[0], recorded.metadata
+    whose = {} if metadata.owner == _NOBODY else {"owner": metadata.owner}
+    about = {"position": recorded.position, "context": context, "id": recorded.id, "actor": metadata.actor}
+    return {**about, **whose, **_shaped(recorded.event)}
 
 
 async def _sync(store: Store, recorded: messages.Recorded) -> dict[str, Any]:
+    """What ended; `result` has the shape of family 3's answers to a sync, whatever it was."""
+    at = recorded.recorded_at
     match recorded.event:
         case jobs.Completed() | jobs.Failed() as event:
-            return await _job(store, recorded, event)
+            found = await _job(store, recorded, event)
+        case sessions.Completed(totals=totals):
+            done = _result(
+                at, totals.errors == 0, totals.changes, totals.conflicts, totals.messages, totals.duration_ms
+            )
+            found = {"source": "session", "sessionId": recorded.id, "result": done}
+        case sessions.Failed(totals=totals, reason=reason, message=message):
+            said = totals.messages or (message,)
+            done = _result(at, False, totals.changes, totals.conflicts, said, totals.duration_ms)
+            found = {"source": "session", "sessionId": recorded.id, "code": reason, "result": done}
+        case devices.CaughtUp(changes=changes):
+            found = {"source": "device", "deviceId": recorded.id, "result": _result(at, True, changes, 0, (), 0)}
         case event:
-            context = recorded.stream.partition("/")[0]
-            source, key = _SOURCES[context]
-            return {"source": source, key: recorded.id, "position": recorded.position, "result": _shaped(event)}
+            raise LookupError(f"{messages.topic(event)} ends no sync")
+    return {"position": recorded.position, **found}
 
 
 async def _job(store: Store, recorded: messages.Recorded, event: jobs.Completed | jobs.Failed) -> dict[str, Any]:
-    """`result` has the shape of family 3's answers to a sync."""
-    stream = await store.stream(recorded.stream, until=recorded.position)
-    data: dict[str, Any] = {"source": event.ticket.kind, "jobId": recorded.id}
-    if stream and isinstance(stream[0].event, jobs.Queued) and stream[0].event.session is not None:
-        data["sessionId"] = stream[0].event.session
+    counters, at = event.counters, recorded.recorded_at
+    changes = counters.created + counters.updated + counters.deleted
+    found: dict[str, Any] = {"source": event.ticket.kind, "jobId": recorded.id}
     if isinstance(event, jobs.Completed):
-        found = _decoded(event.result)
-        said, took_ms = list(found.get("errors", ())), event.duration_ms
+        said, success = _decoded(event.result), counters.errors == 0
+        changes, conflicts = said.get("changes_applied", changes), said.get("conflicts", 0)
+        found["result"] = _result(at, success, changes, conflicts, said.get("errors", ()), event.duration_ms)
+        queued = (await store.at([(recorded.stream, 1)])).get(recorded.stream)
     else:
-        found, said, took_ms = {}, [event.message], _duration_ms(stream)
-        data["code"] = event.code
-    counters = event.counters
-    result = {
-        "success": isinstance(event, jobs.Completed) and counters.errors == 0,
-        "changesApplied": found.get("changes_applied", counters.created + counters.updated + counters.deleted),
-        "conflictsEncountered": found.get("conflicts", 0),
-        "errors": said,
-        "syncedAt": _seconds(recorded.recorded_at),
+        stream = await store.stream(recorded.stream, until=recorded.position)
+        found |= {"code": event.code, "result": _result(at, False, changes, 0, (event.message,), _duration_ms(stream))}
+        queued = stream[0]
+    if queued is not None and isinstance(queued.event, jobs.Queued) and queued.event.session is not None:
+        found["sessionId"] = queued.event.session
+    return found
+
+
+def _result(
+    at: datetime, success: bool, changes: int, conflicts: int, said: Sequence[str], took_ms: int
+) -> dict[str, Any]:
+    return {
+        "success": success,
+        "changesApplied": changes,
+        "conflictsEncountered": conflicts,
+        "errors": list(said),
+        "syncedAt": _seconds(at),
         "executionTimeMs": took_ms,
     }
-    return {**data, "position": recorded.position, "result": result}
 
 
 def _decoded(raw: Raw) -> dict[str, Any]:
@@ -92,10 +114,10 @@ def _decoded(raw: Raw) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _duration_ms(stream: list[messages.Recorded]) -> int:
-    """From the first start to the end."""
-    started = next((one for one in stream if isinstance(one.event, jobs.Started)), None)
-    return 0 if started is None else int((stream[-1].recorded_at - started.recorded_at).total_seconds() * 1000)
+def _duration_ms(stream: Sequence[messages.Recorded]) -> int:
+    """From the last start to the end."""
+    started = [one.recorded_at for one in stream if isinstance(one.event, jobs.Started)]
+    return int((stream[-1].recorded_at - started[-1]).total_seconds() * 1000) if started else 0
 
 
 def _shaped(value: Any) -> Any:

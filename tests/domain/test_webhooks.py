@@ -144,4 +144,4 @@ def test_no_field_of_a_public_event_stands_in_the_way_of_what_each_body_says() -
     for kinds in catalogue.PUBLIC.values():
         for kind in kinds:
             fields = {field.name for field in msgspec.structs.fields(kind)}
-            assert fields.isdisjoint({"position", "context", "id", "replay"}), kind
+            assert fields.isdisjoint({"position", "context", "id", "actor", "owner", "replay"}), kind
