@@ -88,7 +88,7 @@ def ddl(schema: str) -> str:
 
 async def apply(connection: Connection, schema: str, events: Sequence[messages.Recorded]) -> None:
     last = {key: one for one in events if (key := _item_key(one)) is not None}
-    await ITEMS.save(connection, schema, {key: _item(one) for key, one in last.items()})
+    await ITEMS.save(connection, schema, {key: item_of(one) for key, one in last.items()})
     await OUTCOMES.apply(connection, schema, events, _outcome_key, _outcome)
     await ENTITIES.apply(connection, schema, events, _entity_key, _entity)
     await COLLECTIONS.apply(connection, schema, events, _key, _fold)
@@ -99,7 +99,7 @@ def _item_key(recorded: messages.Recorded) -> Key | None:
     return (recorded.tenant, event.collection, event.entity, event.item) if isinstance(event, _CHANGES) else None
 
 
-def _item(recorded: messages.Recorded) -> Item:
+def item_of(recorded: messages.Recorded) -> Item:
     """From its last event alone."""
     event = recorded.event
     assert isinstance(event, _CHANGES)

@@ -64,7 +64,7 @@ class Items(Struct, rename="camel"):
     next_cursor: str | None
 
 
-def _shape(row: read.Item) -> Item:
+def shape(row: read.Item) -> Item:
     return Item(
         entity=row.entity,
         id=row.item,
@@ -109,7 +109,7 @@ async def items(call: Call) -> Any:
         call.api.process.db, call.tenant, collection, limit + 1, entity=entity, after=after, deleted=deleted
     )
     more = cursors.write(rows[limit - 1].entity, rows[limit - 1].item) if len(rows) > limit else None
-    return call.reply(Items([_shape(row) for row in rows[:limit]], more), position)
+    return call.reply(Items([shape(row) for row in rows[:limit]], more), position)
 
 
 async def item(call: Call) -> Any:
@@ -118,7 +118,7 @@ async def item(call: Call) -> Any:
     row = await read.get(call.api.process.db, call.tenant, *names)
     if row is None:
         raise errors.NotFound("There is no such item", kind="item")
-    return call.reply(_shape(row), position)
+    return call.reply(shape(row), position)
 
 
 async def _must_exist(call: Call, id: str) -> None:

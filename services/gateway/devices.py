@@ -182,7 +182,7 @@ async def _touch(database: Database, row: devices_read.Row) -> None:
 # What it looks like.
 
 
-def _shape(call: Call, row: devices_read.Row, state: State) -> Device:
+def shape(call: Call, row: devices_read.Row, state: State) -> Device:
     process = call.api.process
     cursor = None
     if state.acked:
@@ -205,7 +205,7 @@ async def _shown(call: Call, id: str) -> tuple[Device, int]:
     position = await call.caught_up(devices.STREAM)
     row = await _own(call, id)
     found = (await states(call.api.process.db, [id])).get(id, State())
-    return _shape(call, row, found), position
+    return shape(call, row, found), position
 
 
 async def _allowed(call: Call) -> str:
@@ -223,7 +223,7 @@ async def list_(call: Call) -> Any:
     position = await call.caught_up(devices.STREAM)
     rows = await devices_read.list_(call.api.process.db, call.tenant, call.principal.owner)
     found = await states(call.api.process.db, [row.id for row in rows])
-    return call.reply([_shape(call, row, found.get(row.id, State())) for row in rows], position)
+    return call.reply([shape(call, row, found.get(row.id, State())) for row in rows], position)
 
 
 def _token(call: Call, device: str, number: int) -> str:
@@ -282,7 +282,7 @@ async def _was(call: Call, moment: Moment) -> Device:
         last_seen_at=state.last_seen_at if moment.saw(state.last_seen_at) else None,
         last_sync_at=state.last_sync_at if synced else None,
     )
-    return _shape(call, row, known)
+    return shape(call, row, known)
 
 
 async def change(call: Call) -> Any:

@@ -107,7 +107,7 @@ ROUTES: Sequence[Route] = tuple(
         needs=thing.needs,
         query=_PAGING,
         answers={200: History},
-        errors=(400, 401, 403, 404, 503),
+        errors=(400, 401, 403, 404, 429, 503) if thing.dialect.family == 3 else (400, 401, 403, 404, 503),
     )
     for thing in THINGS
 )

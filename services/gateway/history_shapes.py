@@ -13,8 +13,8 @@ from domain import jobs, kinds, messages
 from infra.vault import PREFIX
 from services.gateway.dialects import Dialect
 
-#: Digests of tokens, keyed names of places, and a job's ticket, which repeats in each event what the first says.
-_HIDDEN = frozenset({"token_sha256", "before_sha256", "name_key", "place", "old_place", "ticket"})
+#: Digests of tokens and locations, keyed names of places, and a job's ticket: each event repeats what the first said.
+_HIDDEN = frozenset({"token_sha256", "before_sha256", "name_key", "digest", "place", "old_place", "ticket"})
 #: The families whose words are written like this.
 _CAMEL = frozenset({0, 2, 3})
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from msgspec import Struct
 
-from domain import devices, errors, integrations, jobs, library, messages
+from domain import devices, errors, integrations, jobs, library, messages, sessions
 from projections import library as library_read
 from services.gateway.auth import Principal
-from services.gateway.dialects import JOBS, PINAKES, Dialect
+from services.gateway.dialects import EONACAT, JOBS, PINAKES, Dialect
 from services.gateway.routes import Call
 
 
@@ -70,6 +70,13 @@ async def _integration(call: Call, id: str) -> Source:
     return found
 
 
+async def _session(call: Call, id: str) -> Source:
+    found = await source(call, sessions, id)
+    if found is None:
+        raise errors.NotFound("There is no such session", kind="session")
+    return found
+
+
 async def _own(call: Call, context: Any, id: str, noun: str) -> Source:
     found = await source(call, context, id)
     if found is None or found.first.metadata.owner != call.principal.owner:
@@ -100,8 +107,9 @@ async def _conflict(call: Call, id: str) -> Source:
 
 JOB = Thing("jobs", "/api/sync/jobs", "job_id", JOBS, None, _job)
 INTEGRATION = Thing("integrations", "/api/sync/integrations", "integration_id", JOBS, "jobs:read", _integration)
+SESSION = Thing("sessions", "/api/v1/sync/session", "sync_session_id", EONACAT, "sessions:read", _session)
 DEVICE = Thing("devices", "/api/v1/sync/devices", "device_id", PINAKES, None, _device)
 FILE = Thing("files", "/api/v1/sync/media", "media_id", PINAKES, None, _file)
 CONFLICT = Thing("conflicts", "/api/v1/sync/conflicts", "conflict_id", PINAKES, None, _conflict)
 
-THINGS: Sequence[Thing] = (JOB, INTEGRATION, DEVICE, FILE, CONFLICT)
+THINGS: Sequence[Thing] = (JOB, INTEGRATION, SESSION, DEVICE, FILE, CONFLICT)

@@ -95,23 +95,23 @@ def without_rows(shown: Any) -> Any:
 def test_an_integration_at_every_position(system: System) -> None:
     path, seen = "/api/sync/integrations/changing", Seen()
     source = system.folder(a="1")
-    system.integration("changing", source, system.place(), interval=3600)
+    system.integration("altered", source, system.place(), interval=3600)
     look(system, seen, path)
     system.ok("PUT", path, {"name": "Other", "policy": {"breakerFailures": 1, "breakerPause": 600_000}})
     look(system, seen, path)
-    system.wait(system.queue("changing"))
+    system.wait(system.queue("altered"))
     look(system, seen, path)
     system.ok("POST", f"{path}/stop")
     look(system, seen, path)
     (source / "a").unlink()
     source.rmdir()
-    assert system.wait(system.queue("changing"))["status"] == "failed"
+    assert system.wait(system.queue("altered"))["status"] == "failed"
     look(system, seen, path)
     system.ok("POST", f"{path}/start", {"scheduleImmediate": False})
     look(system, seen, path)
     system.ok("DELETE", path)
     look(system, seen, path)
-    system.integration("changing", system.folder(a="1"), system.place())
+    system.integration("altered", system.folder(a="1"), system.place())
     look(system, seen, path)
     shown = [(one["status"], one["name"], one["breaker"]["state"]) if one else None for _, one in seen]
     assert shown == [

@@ -65,6 +65,7 @@ def people(system: System) -> dict[str, Any]:
             **sync_sessions(system),
             "path": {"any": ["file"]},
             "media_id": {"any": [version["media_id"]]},
+            "kind": {"any": ["jobs"]},
         },
         "bodies": {
             "/api/v1/auth/login": {"username": owner.name, "password": PASSWORD},
@@ -87,7 +88,8 @@ def jobs(system: System) -> dict[str, Any]:
         system.integration(f"held-{number}", folder, system.folder(**many), deleteMissingInTarget=True)
     held = [system.queue(f"held-{number}") for number in range(4)]
     assert {system.wait(job)["status"] for job in held} == {"paused"}
-    return {"job_id": {"any": done, "POST /api/sync/jobs/{job_id}/stop": held}, "other_id": {"any": done}}
+    stopped = {"POST /api/sync/jobs/{job_id}/stop": held}
+    return {"job_id": {"any": done, **stopped}, "other_id": {"any": done}, "id": {"any": done}}
 
 
 def sync_sessions(system: System) -> dict[str, Any]:
