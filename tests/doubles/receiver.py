@@ -44,11 +44,13 @@ class Got:
 
 
 class Receiver:
-    """A server while it is open. `brief` leaves headers and bodies out of the ledger but for the id."""
+    """A server while it is open. `brief` leaves headers and bodies out of the ledger but for the id; `mute` keeps
+    no ledger."""
 
-    def __init__(self, directory: Path, *, brief: bool = False, port: int = 0) -> None:
+    def __init__(self, directory: Path, *, brief: bool = False, mute: bool = False, port: int = 0) -> None:
         self._file = directory / "received.jsonl"
-        command = [sys.executable, "-m", "tests.doubles.receiver", str(port), str(self._file), *(["brief"] * brief)]
+        options = [*(["brief"] * brief), *(["mute"] * mute)]
+        command = [sys.executable, "-m", "tests.doubles.receiver", str(port), str(self._file), *options]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
         assert self._process.stdout is not None
         self.port = int(self._process.stdout.readline())
@@ -99,8 +101,8 @@ def receiver(directory: Path, *, brief: bool = False) -> Iterator[Receiver]:
 
 
 class _Server:
-    def __init__(self, ledger: TextIO, brief: bool) -> None:
-        self.ledger, self.brief = ledger, brief
+    def __init__(self, ledger: TextIO, brief: bool, mute: bool) -> None:
+        self.ledger, self.brief, self.mute = ledger, brief, mute
         self.modes: dict[str, str] = {}
         self.seen: dict[str, int] = {}
         self.tasks: set[asyncio.Task[None]] = set()
@@ -111,6 +113,8 @@ class _Server:
         return self.modes.get(parts[-1], parts[0]).split("-")
 
     def note(self, path: str, headers: Mapping[str, str], body: bytes, status: int) -> None:
+        if self.mute:
+            return
         if self.brief:
             headers, body = {"webhook-id": headers.get("webhook-id", "")}, b""
         line = json.dumps((time.time(), path, headers, body.decode("utf-8", "replace"), status))
@@ -214,8 +218,8 @@ class _Connection(asyncio.Protocol):
         # "silent": nothing
 
 
-async def _serve(port: int, ledger: TextIO, brief: bool) -> None:
-    server = _Server(ledger, brief)
+async def _serve(port: int, ledger: TextIO, brief: bool, mute: bool) -> None:
+    server = _Server(ledger, brief, mute)
     listening = await asyncio.get_running_loop().create_server(lambda: _Connection(server), "127.0.0.1", port)
     print(listening.sockets[0].getsockname()[1], flush=True)
     parent = os.getppid()
@@ -224,9 +228,9 @@ async def _serve(port: int, ledger: TextIO, brief: bool) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """PORT LEDGER [brief]"""
+    """PORT LEDGER [brief] [mute]"""
     with open(arguments[1], "a") as ledger:
-        uvloop.run(_serve(int(arguments[0]), ledger, "brief" in arguments))
+        uvloop.run(_serve(int(arguments[0]), ledger, "brief" in arguments, "mute" in arguments))
 
 
 if __name__ == "__main__":

@@ -158,9 +158,11 @@ def settings(database: str, directory: Path, **more: Any) -> config.Settings:
 
 
 @asynccontextmanager
-async def open_world(database: str, directory: Path, **more: Any) -> AsyncIterator[World]:
+async def open_world(
+    database: str, directory: Path, *, brief: bool = False, mute: bool = False, **more: Any
+) -> AsyncIterator[World]:
     """One without a notifier yet."""
-    receiver = Receiver(directory)
+    receiver = Receiver(directory, brief=brief, mute=mute)
     try:
         async with main.process("core", settings(database, directory, **more)) as process:
             world = World(process, receiver)
