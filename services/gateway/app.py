@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 from litestar import Litestar
 from litestar._asgi.routing_trie.types import RouteTrieNode
 
 from services.gateway import (
     accounts,
+    asyncapi,
     changes,
     checks,
     collections,
@@ -91,6 +93,10 @@ def routes(metrics: health.Metrics) -> Sequence[Route]:
     async def document(call: Call) -> Any:
         return openapi.schema(made)
 
+    async def events(call: Call) -> Any:
+        url = call.api.process.settings.nats.public_url
+        return openapi.schema(msgspec.Raw(asyncapi.encoded(health.VERSION, url)))
+
     async def page(call: Call) -> Any:
         return openapi.page()
 
@@ -101,6 +107,7 @@ def routes(metrics: health.Metrics) -> Sequence[Route]:
         *listed,
         Route("GET", "/schema", page, OURS, "The documentation", open=True, answers={200: str}),
         Route("GET", "/schema/openapi.json", document, OURS, "The OpenAPI document", open=True, answers={200: dict}),
+        Route("GET", "/schema/asyncapi.json", events, OURS, "The AsyncAPI document", open=True, answers={200: dict}),
         Route("GET", "/schema/rapidoc-min.js", script, OURS, "The page's program", open=True, answers={200: str}),
     )
 

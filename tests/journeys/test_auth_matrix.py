@@ -19,8 +19,10 @@ PATHS |= {"kind": "jobs", "id": "sync-job-none"}
 PATHS |= {"other_id": "sync-job-none", "path": "none", "index": "0", "webhook_id": "wh-none", "seq": "1"}
 PATHS |= {f"{name}_id": f"{'0' * 8}-{name}" for name in ("user", "device", "conflict", "upload", "session", "media")}
 PATHS |= {"sync_session_id": "session-00000000-0000-4000-8000-000000000000"}
+PATHS |= {"credential_id": "nc-none"}
 BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/api/sync/jobs"): {"integrationId": "none", "type": "full"},
+    ("POST", "/api/v1/feeds/credentials"): {"name": "matrix"},
     ("PUT", "/api/sync/jobs/{job_id}/interval"): {"interval": 5},
     ("PUT", "/api/sync/integrations/{integration_id}"): {"name": "x"},
     ("POST", "/api/admin/servers/parity"): {"server_id": "none"},
@@ -33,16 +35,17 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/api/v1/webhooks/{webhook_id}/replay"): {"fromPosition": 1},
 }
 OPEN = {"/", "/healthz", "/readyz", "/schema", "/schema/openapi.json", "/schema/rapidoc-min.js"}
+OPEN |= {"/schema/asyncapi.json"}
 #: Their signature is the credential (test_plane).
 SIGNED = {"/api/sync/integrations/{integration_id}/hooks/plane"}
 #: What opens without a token, for everybody.
 LOGIN = ("POST", "/api/v1/auth/login")
 #: The library's routes and what stands beside them (family 4).
+#: What opens with any key, whatever its scopes.
+ANY_KEY = {"/api/v1/health"}
 LIBRARY = ("devices", "changes", "report", "ack", "conflicts", "upload", "download")
 LIBRARY += ("snapshot", "versions", "restore", "tus", "media")
 HARMLESS = "/api/sync/jobs?limit=1"
-#: What opens with any key, whatever its scopes.
-ANY_KEY = {"/api/v1/health"}
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Route:
         if self.is_administration:
             return "admin"
         if self.path.startswith("/api/v1/feeds"):
-            return "feeds:read"
+            return "feeds:read" if self.method == "GET" else "feeds:write"
         if self.path.startswith("/api/v1/webhooks"):
             return "webhooks:read" if self.method == "GET" else "webhooks:write"
         if self.path == "/api/v1/sync/files":
