@@ -75,7 +75,7 @@ async def _examine(instance: Instance, retry: bool) -> tuple[list[Finding], int]
             folder = settings.directory / "blobs" / "library"
             contents = blobs_remote.contents(settings.blobs.url, folder)
             blobs = None if settings.blobs.url else folder
-            doctor = examiner.Doctor(data.database, data.store, bus, compares, contents, blobs)
+            doctor = examiner.Doctor(data.database, data.store, bus, compares, contents, blobs, settings.directory)
             return await doctor.examine(), retried
         finally:
             await bus.close()

@@ -20,7 +20,7 @@ from infra.db import Database, NotDurable, assert_durable
 from infra.eventstore import seals
 from infra.eventstore.store import Store
 from projections.table import Connection, Projection, schema
-from services import doctor_bytes, projector
+from services import doctor_bytes, erasing, projector
 from services.relay import Relay
 
 _PAGE = 1000
@@ -38,7 +38,7 @@ class Finding(Struct, frozen=True):
 
 class Doctor:
     """Reads everything through one database, store and bus; `relay` is one that only compares. `contents` are the
-    bytes of libraries, in `blobs` where that is a directory."""
+    bytes of libraries, in `blobs` where that is a directory; `directory` is the data directory."""
 
     def __init__(
         self,
@@ -48,9 +48,10 @@ class Doctor:
         relay: Relay,
         contents: Contents | None = None,
         blobs: Path | None = None,
+        directory: Path | None = None,
     ) -> None:
         self._database, self._store, self._bus, self._relay = database, store, bus, relay
-        self._contents, self._blobs = contents, blobs
+        self._contents, self._blobs, self._directory = contents, blobs, directory
 
     async def examine(self, live: Sequence[Projection] = projections.ALL) -> list[Finding]:
         """All checks, in the order in which trouble spreads."""
@@ -63,6 +64,7 @@ class Doctor:
             lambda: self._parked(live),
             lambda: self._folds(live),
             self._bytes,
+            self._erasures,
             self._jetstream,
         ]
         return [finding for check in checks for finding in await check()]
@@ -159,6 +161,15 @@ class Doctor:
             count, size = await doctor_bytes.orphans(self._database, self._blobs)
             text += f"; {count} blobs with {size} bytes belong to none" if count else ""
         return [Finding("bytes", True, text)]
+
+    async def _erasures(self) -> list[Finding]:
+        if self._directory is None:
+            return []
+        left = await erasing.unfinished(self._store, self._directory)
+        if left:
+            help = "start the core process, or wait: it carries them out"
+            return [Finding("erasures", False, "; ".join(left), help)]
+        return [Finding("erasures", True, "whoever is to be erased is erased everywhere")]
 
     async def _jetstream(self) -> list[Finding]:
         if not await self._bus.ready(2.0):

@@ -343,8 +343,11 @@ async def honour(store: Store, directory: Path) -> int:
 
 
 async def unfinished(store: Store, directory: Path) -> list[str]:
-    """Why an erasure is not complete, for each that is not: what a doctor says."""
-    found = []
-    for entry in await Eraser(store, directory).pending():
-        found.append(f"{entry.subject} is not erased everywhere")
+    """What a doctor says of each person who is not erased everywhere."""
+    eraser = Eraser(store, directory)
+    found = [f"{entry.subject} is not erased everywhere yet" for entry in await eraser.pending()]
+    for entry in Erasures(directory).all():
+        extent = await eraser.extent(entry.tenant, entry.subject)
+        if extent.blobs or extent.uploads or extent.sessions:
+            found.append(f"{entry.subject} is erased and has {extent.blobs} blobs, {extent.sessions} sessions")
     return found

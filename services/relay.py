@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
 from msgspec import Struct
 
 from domain import errors
-from infra import config, jetstream, secrets, subjects
+from infra import config, jetstream, secrets
 from infra.bus import Bus
 from infra.db import CONNECTION_LOST
-from infra.envelope import HASH, Envelope, Recent, Sealed, Verdict, position_of
+from infra.envelope import Envelope, Recent, Sealed
 from infra.eventstore import epochs, seals
 from infra.eventstore.epochs import NewEpoch
 from infra.eventstore.mapper import LogNotification
@@ -24,6 +24,7 @@ from infra.eventstore.store import Store
 from infra.feed import STREAM
 from infra.hints import Hints
 from infra.pace import Pace
+from services.copies import Copy
 
 if TYPE_CHECKING:
     from services.main import Process
@@ -33,12 +34,7 @@ log = structlog.get_logger()
 #: Trouble of the moment; after it the stream is compared with the log before anything is sent.
 TRANSIENT = (errors.Unavailable, errors.TimedOut, jetstream.Refused, *CONNECTION_LOST)
 
-_KEEPS_EPOCH = "undrift.epoch"
 _CHUNK = 200
-_MOST_ERASED = 100_000
-
-#: The shortest that the server has: sequences tell duplicates, and its memory of ids would grow with the load.
-_NO_WINDOW_NS = 100_000_000
 
 
 #: Its place in `undrift.tracking`.
@@ -85,6 +81,7 @@ class Relay:
         self._store, self._bus, self._settings, self._nats = store, bus, settings, nats
         self._envelope = Envelope(mac_key, epoch)
         self._stream = jetstream.Stream(bus, STREAM, settings.publish_timeout_s, nats.replicas)
+        self._copied = Copy(store, self._stream, nats, self._envelope)
         self._hints, self._recent = hints, recent
         self._work = asyncio.Event()
         self._head = 0
@@ -228,143 +225,23 @@ class Relay:
         """Compares the stream with the log and continues behind its last message; where they differ it is made anew."""
         if await epochs.current(self._store.database) != self._envelope.epoch:
             raise NewEpoch
-        state, difference = await self._look()
-        if difference is not None and await self._knows_more():
+        state, difference = await self._copied.look()
+        self._head = self._copied.head
+        if difference is not None and await self._copied.knows_more():
             log.warning("the log has lost what was relayed: another epoch begins", reason=difference, head=self._head)
             await epochs.advance(self._store.database)
             raise NewEpoch
         if state is None or difference is not None:
             log.warning("the stream is made anew", reason=difference, head=self._head)
-            await self._renew()
+            self.position = await self._copied.renew() - 1
+            self.renewals += 1
         else:
             self.position = state.last
         self._compared = _now()
 
-    async def _knows_more(self) -> bool:
-        """Whether the last message is ours, of this epoch, and not what the log says: an older log was restored in the
-        place of the one that it was copied from."""
-        stored = await self._stream.newest(subjects.EVENTS)
-        if stored is None or position_of(stored.headers) != stored.sequence:
-            return False
-        verdict = self._envelope.unpack(stored.headers, stored.data)
-        if verdict in (Verdict.FOREIGN, Verdict.FORGED):
-            return False
-        return not await self._is_logged(stored, verdict)
-
-    async def _is_logged(self, stored: jetstream.Stored, verdict: LogNotification | Verdict) -> bool:
-        digest = verdict.hash.hex() if isinstance(verdict, LogNotification) else stored.headers[HASH]
-        notes = await self._store.read_raw(stored.sequence - 1, 1)
-        return bool(notes) and notes[0].id == stored.sequence and notes[0].hash.hex() == digest
-
     async def difference(self) -> str | None:
         """In what the stream is not the log's copy as far as it goes; None when it is. Changes nothing."""
-        return (await self._look())[1]
-
-    async def _look(self) -> tuple[jetstream.State | None, str | None]:
-        state = await self._stream.state()
-        self._head = await self._store.head()
-        return state, "there is none" if state is None else await self._difference(state)
-
-    async def _difference(self, state: jetstream.State) -> str | None:
-        wanted = self._config()
-        if wrong := [name for name in wanted if not _same(state.config.get(name), wanted[name])]:
-            return f"its settings differ: {', '.join(wrong)}"
-        if state.last > self._head:
-            return f"it is ahead of the log, at {state.last}"
-        if state.messages != state.last - state.first + 1 - len(state.deleted):
-            return "its count is wrong"
-        if state.deleted and not await self._erased(state.deleted):
-            return "messages are missing"
-        if not await self._begins_rightly(state):
-            return f"it was purged to {state.first}"
-        return await self._last_differs() if state.messages else None
-
-    async def _last_differs(self) -> str | None:
-        """Whether the last message that is there is the event of that position, in our epoch and under our key."""
-        stored = await self._stream.newest(subjects.EVENTS)
-        if stored is None:
-            return "its last message is gone"
-        verdict = self._envelope.unpack(stored.headers, stored.data)
-        if verdict in (Verdict.FOREIGN, Verdict.FORGED) or position_of(stored.headers) != stored.sequence:
-            return f"its last message, {stored.sequence}, is not ours"
-        same = await self._is_logged(stored, verdict)
-        return None if same else f"its last message, {stored.sequence}, is not the log's"
-
-    async def _erased(self, missing: Sequence[int]) -> bool:
-        """Whether all that is missing belongs to persons who were erased."""
-        return not await self._store.database.fetchval(
-            "select exists (select from undrift.events e where e.pos = any ($1::bigint[]) and not exists ("
-            " select from undrift_keys.subjects s where s.tenant = e.tenant and s.erased_at is not null"
-            " and s.subject = e.metadata::jsonb ->> 'owner'))",
-            missing,
-        )
-
-    async def _begins_rightly(self, state: jetstream.State) -> bool:
-        """Whether limits and erasures explain what is missing between where the stream was made to begin and where
-        it begins now."""
-        made = int(state.config.get("first_seq") or 1)
-        if state.first <= made or (self._nats.max_bytes > 0 and state.messages):
-            return True
-        if self._nats.max_age_s:
-            # The clocks of the two servers may differ a little; what is taken for expired too easily is only a copy.
-            made = max(made, await self._first_within(self._nats.max_age_s - min(3600.0, self._nats.max_age_s / 10)))
-        missing = range(made, state.first)
-        return len(missing) <= _MOST_ERASED and await self._erased(missing)
-
-    async def _older(self, position: int, seconds: float) -> bool:
-        return bool(
-            await self._store.database.fetchval(
-                "select recorded_at < clock_timestamp() - make_interval(secs => $2) from undrift.events where pos = $1",
-                position,
-                seconds,
-            )
-        )
-
-    async def _renew(self) -> None:
-        """Deletes the stream, and its consumers with it, and makes it to begin at the oldest position to keep."""
-        await self._stream.delete()
-        first = await self._first_within(self._nats.max_age_s) if self._nats.max_age_s else 1
-        await self._stream.create({**self._config(), "first_seq": first})
-        self.position = first - 1
-        self.renewals += 1
-
-    async def _first_within(self, seconds: float) -> int:
-        """The first position that is not older, by bisection: time never goes back in the log."""
-        low, high = 1, self._head + 1
-        while low < high:
-            middle = (low + high) // 2
-            if await self._older(middle, seconds):
-                low = middle + 1
-            else:
-                high = middle
-        return low
-
-    def _config(self) -> dict[str, Any]:
-        return {
-            "subjects": [subjects.EVENTS],
-            "storage": "file",
-            "retention": "limits",
-            "discard": "old",
-            "num_replicas": self._nats.replicas,
-            "max_age": int(self._nats.max_age_s * 1e9),
-            "max_bytes": self._nats.max_bytes if self._nats.max_bytes > 0 else -1,
-            "max_msgs": -1,
-            "max_msgs_per_subject": -1,
-            "duplicate_window": _NO_WINDOW_NS,
-            "allow_direct": True,
-            "allow_atomic": True,
-            "deny_delete": False,
-            "deny_purge": False,
-            "sealed": False,
-            "metadata": {_KEEPS_EPOCH: str(self._envelope.epoch)},
-        }
-
-
-def _same(found: Any, wanted: Any) -> bool:
-    """The server adds its own notes to the metadata, and leaves out what is false."""
-    if isinstance(wanted, Mapping):
-        return isinstance(found, Mapping) and all(found.get(name) == value for name, value in wanted.items())
-    return bool(found == wanted or (wanted is False and found is None))
+        return (await self._copied.look())[1]
 
 
 def _batches(messages: Sequence[Sealed], max_bytes: int) -> list[list[Sealed]]:

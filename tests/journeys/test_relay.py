@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 
 from domain import errors, messages
@@ -339,6 +340,53 @@ async def test_a_stream_ahead_of_the_log_is_made_anew(log: Notes, make: Make, st
         await settled(log, relay)
         assert await relay.difference() is None
     await copied(log, stream)
+
+
+async def test_an_older_log_in_the_same_place_is_another_epoch(
+    log: Notes, make: Make, stream: jetstream.Stream
+) -> None:
+    """Nothing but what was relayed knows that there was more: same server, same database."""
+    relay = make()
+    async with running(relay.run):
+        await log.write(9)
+        await settled(log, relay)
+    owner = await asyncpg.connect(log.database.dsn)
+    await owner.execute("delete from undrift.events where pos > 5")
+    await owner.close()
+    await log.write(2, id="another")
+    relay = make()
+    with pytest.raises(epochs.NewEpoch):
+        await relay.compare()
+    assert await epochs.current(log.database) == log.epoch + 1
+    relay = make(epoch=log.epoch + 1)
+    async with running(relay.run):
+        await settled(log, relay)
+    await copied(log, stream, epoch=log.epoch + 1)
+
+
+async def test_consumers_outside_read_what_is_personal_until_it_is_erased(
+    log: Notes, make: Make, stream: jetstream.Stream
+) -> None:
+    said = messages.Metadata(owner="alice", subject="alice")
+    await log.write(3, metadata=said)
+    relay = make()
+    async with running(relay.run):
+        await settled(log, relay)
+        stored = await stream.message(1)
+        assert stored is not None
+        assert b'"text":"0:' in stored.data
+        assert "Undrift-Clear" in stored.headers
+        assert await relay.difference() is None
+        keyring = log.store.mapper.keyring
+        assert keyring is not None
+        await keyring.destroy("main", "alice")
+        await stream.delete()
+        await relay.compare()
+        await settled(log, relay)
+        stored = await stream.message(1)
+        assert stored is not None
+        assert b'"text":"erased"' in stored.data
+        assert await relay.difference() is None
 
 
 async def filled(log: Notes, count: int) -> list[LogNotification]:
