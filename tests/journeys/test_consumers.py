@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import shutil
+import subprocess
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,6 +23,8 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.client import JetStreamContext
 
 from tests.journeys.system import ADMIN, System
+
+PACKAGES = Path(os.environ.get("UNDRIFT_NODE_PACKAGES", str(Path(__file__).parents[2])))
 
 pytestmark = pytest.mark.usefixtures("history")
 
@@ -427,6 +433,36 @@ async def test_nobody_comes_in_while_core_is_away_but_ours_do(system: System) ->
         assert not await is_let_in(made)
         await (await nats.connect(system.ready["nats_url"])).close()
     assert await is_let_in(made)
+
+
+async def test_the_published_client_for_node_replays_and_is_refused_the_rest(
+    system: System, other: str, tmp_path: Path
+) -> None:
+    node = shutil.which("node")
+    if node is None or not (PACKAGES / "node_modules" / "@nats-io" / "jetstream").is_dir():
+        packages = "@nats-io/transport-node @nats-io/jetstream"
+        pytest.skip(f"not installed: npm install {packages}, and UNDRIFT_NODE_PACKAGES names where")
+    made, theirs = issued(system), issued(system, other)
+    async with connected(theirs) as victim:
+        await victim.stream.add_consumer("EVENTS", ConsumerConfig(durable_name=victim.id))
+    made["foreign"] = {
+        "publish": [subject(made["user"]) for subject in WRITES.values()],
+        "subscribe": ["evt.consumers-other.>", *HEARS],
+        "consumer": theirs["user"],
+    }
+    file = tmp_path / "credential.json"
+    file.write_text(json.dumps(made))
+    events = system.events()
+    middle = events[len(events) // 2]["position"]
+    script = Path(__file__).parents[1] / "doubles" / "consumer.mjs"
+    command: list[str | Path] = [node, script, PACKAGES, file, str(middle), "2020-01-01T00:00:00Z", str(len(events))]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    found = json.loads(ran.stdout)
+    assert [[one["position"], one["type"]] for one in events] == [[seq, type] for seq, _, type in found["whole"]]
+    assert (found["since"], found["behind"][0][0]) == (found["whole"], middle)
+    assert found["halves"] == [one["position"] for one in events[:4]]
+    assert found["admitted"] == []
 
 
 @pytest.mark.parametrize(
