@@ -209,6 +209,8 @@ class Courier:
             target = egress.check_url(self.state.url, office.settings)
             self._poster = Poster(target, office.settings, office.tls, office.resolver)
         headers = _FIXED + self._signer.headers(row.message, body, at)
+        if row.replay is not None:
+            headers += b"undrift-replay: %b\r\n" % row.replay.encode("ascii")
         if traces.active():
             return await self._traced(row, self._poster, headers, body)
         return await self._poster.post(headers, body, office.settings.timeout_s)
