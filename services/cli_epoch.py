@@ -69,5 +69,8 @@ async def _epochs(instance: Instance, new: bool) -> tuple[list[Epoch], Epoch | N
     from services import cli_data
 
     async with cli_data.opened(instance) as data:
-        made = await epochs.advance(data.database, epochs.remembered(instance.directory)) if new else None
+        made = None
+        if new:
+            made = await epochs.advance(data.database, epochs.remembered(instance.directory))
+            epochs.remember(instance.directory, made.epoch)
         return await epochs.all_(data.database), made

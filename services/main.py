@@ -241,6 +241,7 @@ async def _watch_epoch(built: Process, stop: asyncio.Event) -> None:
             continue
         if epoch != built.epoch:
             log.warning("another epoch has begun: this process starts again", epoch=epoch, before=built.epoch)
+            epochs.remember(built.settings.directory, epoch)
             built.renewed = True
             stop.set()
             return
