@@ -131,6 +131,32 @@ def test_two_folders_of_a_library_run_as_they_are_written(instance: Instance, tm
     assert {"buy milk and tea\n", "buy bread\n"} <= set(kept.values())
 
 
+def test_the_consumer_of_nats_runs_as_it_is_written(instance: Instance, tmp_path: Path) -> None:
+    section = README.partition("## NATS consumers")[2].partition("\n## ")[0]
+    script = "\n".join(blocks("sh", section))
+    for written, here in (
+        ("~/undrift-consumer", str(tmp_path / "consumer")),
+        ("http://127.0.0.1:8080", instance.ready["url"]),
+        ("~/.local/share/undrift", str(instance.directory)),
+    ):
+        assert written in script
+        script = script.replace(written, here)
+    (tmp_path / "consumer").mkdir()
+    [program] = blocks("python", section)
+    assert len([line for line in program.splitlines() if line.strip()]) <= 20
+    (tmp_path / "consumer" / "consumer.py").write_text(program)
+    own = environment()
+    own["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{own.get('PATH', os.defpath)}"
+    ran = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script], env=own, capture_output=True, text=True, timeout=180
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    *told, feed = ran.stdout.splitlines()
+    assert [line.split()[0] for line in told] == ["1", "2", "3", "4"][: len(told)]
+    assert len(told) > 2
+    assert {one["type"].partition(".")[0] for one in json.loads(feed)["events"]} == {"consumers", "keys"}
+
+
 def documents(text: str) -> list[Any]:
     """The JSON documents that follow one another in a text."""
     decoder, found, at = json.JSONDecoder(), [], 0
