@@ -186,9 +186,9 @@ class _Connection(asyncio.Protocol):
             case _:
                 status = 0
         server.note(path, headers, body, status)
-        if head:
+        if head and not transport.is_closing():
             transport.write(head)
-        else:
+        elif not head:
             await self._evil(mode)
 
     async def _evil(self, mode: str) -> None:

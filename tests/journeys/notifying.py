@@ -13,7 +13,7 @@ from typing import Any
 
 from domain import integrations, messages, webhooks
 from infra import config, configfile
-from infra.eventstore.store import Decided, Loaded
+from infra.eventstore.store import Decided, Loaded, Store
 from infra.vault import Vault
 from services import main
 from services.main import Process
@@ -38,11 +38,37 @@ PATIENCE_S = 30.0
 _EVENTS = (integrations.Started(), integrations.Stopped())
 
 
-class World:
-    def __init__(self, process: Process, receiver: Receiver) -> None:
-        self.process, self.store, self.receiver = process, process.store, receiver
-        self.secrets: dict[str, str] = {}
+class Teller:
+    """Events that are public and change nothing, on streams of their own."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
         self._versions: dict[str, int] = {}
+
+    async def say(self, count: int, streams: int = 1, name: str = "i") -> list[int]:
+        """As many events, in turn on so many streams; their positions."""
+        positions: list[int] = []
+        for start in range(0, count, 100):
+            events: dict[str, list[messages.Event]] = {}
+            for n in range(start, min(start + 100, count)):
+                id = f"{name}-{n % streams}"
+                said = events.setdefault(id, [])
+                version = self._versions[id] = self._versions.get(id, 0) + 1
+                said.append(_EVENTS[version % 2])
+            decided = [
+                Decided(integrations, id, Loaded(None, self._versions[id] - len(said)), said)
+                for id, said in events.items()
+            ]
+            last = await self.store.append(decided)
+            positions += range(last - sum(map(len, events.values())) + 1, last + 1)
+        return positions
+
+
+class World(Teller):
+    def __init__(self, process: Process, receiver: Receiver) -> None:
+        super().__init__(process.store)
+        self.process, self.receiver = process, receiver
+        self.secrets: dict[str, str] = {}
         self._running: list[asyncio.Task[None]] = []
 
     def start(self, **more: Any) -> Notifier:
@@ -77,24 +103,6 @@ class World:
 
     async def tell(self, id: str, command: webhooks.Command) -> int:
         return (await self.store.execute(webhooks, id, command)).position
-
-    async def say(self, count: int, streams: int = 1, name: str = "i") -> list[int]:
-        """As many events, in turn on so many streams; their positions."""
-        positions: list[int] = []
-        for start in range(0, count, 100):
-            events: dict[str, list[messages.Event]] = {}
-            for n in range(start, min(start + 100, count)):
-                id = f"{name}-{n % streams}"
-                said = events.setdefault(id, [])
-                version = self._versions[id] = self._versions.get(id, 0) + 1
-                said.append(_EVENTS[version % 2])
-            decided = [
-                Decided(integrations, id, Loaded(None, self._versions[id] - len(said)), said)
-                for id, said in events.items()
-            ]
-            last = await self.store.append(decided)
-            positions += range(last - sum(map(len, events.values())) + 1, last + 1)
-        return positions
 
     async def rows(self, endpoint: str) -> list[Any]:
         return await self.process.db.fetch(

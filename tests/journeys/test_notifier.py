@@ -13,8 +13,10 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from domain import integrations, webhooks
 from infra.eventstore.store import Decided, Loaded
-from tests.doubles.receiver import Got
+from tests.doubles.receiver import Got, receiver
+from tests.journeys.notifier_killed import SETTINGS, check, late, settled, subscribe, tell_and_kill
 from tests.journeys.notifying import World, in_order, open_world, soon
+from tests.journeys.system import System
 
 
 @pytest.fixture
@@ -250,3 +252,16 @@ async def again(world: World, id: str, seq: int) -> None:
 def first_of_each(got: Sequence[Got]) -> list[Got]:
     """The first attempt of each message."""
     return list({one.id: one for one in reversed(got)}.values())[::-1]
+
+
+async def test_deaths_of_the_process_lose_nothing(tmp_path: Path) -> None:
+    """A few of those of `make faults`."""
+    system = System(tmp_path, SETTINGS).start()
+    try:
+        with receiver(tmp_path, brief=True) as sink:
+            good, _ = subscribe(system, sink, 3)
+            told = await tell_and_kill(system, 600, kills=3, seed=7, per_second=100)
+            await settled(system, good, 600, 120)
+            print(check(system, sink, good, told), late(sink, system, good, told))
+    finally:
+        system.stop()
