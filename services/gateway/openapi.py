@@ -29,6 +29,14 @@ _IDEMPOTENCY_KEY = {
     "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
 }
 _POSITION = {"description": "Where in the log the answer stands.", "schema": {"type": "integer"}}
+_RATE = {
+    "X-RateLimit-Limit": {"description": "Requests in any minute, of this credential.", "schema": {"type": "integer"}},
+    "X-RateLimit-Remaining": {"description": "How many of them are left.", "schema": {"type": "integer"}},
+    "X-RateLimit-Reset": {
+        "description": "Seconds until the oldest one counted is a minute ago.",
+        "schema": {"type": "integer"},
+    },
+}
 _RETRY_AFTER = {"description": "Seconds.", "schema": {"type": "integer"}}
 _STREAM = "text/event-stream"
 _EVENT = {
@@ -122,7 +130,7 @@ def statuses(route: Route) -> list[int]:
     found = {400, 500, 503, *route.errors}
     if not route.open:
         found |= {401, 403}
-    if route.dialect.family == 3:
+    if route.dialect.family:  # each has a limit, if only where one is set
         found.add(429)
     if "{" in route.path:
         found.add(404)
@@ -233,8 +241,9 @@ def _answer(route: Route, found: Mapping[Any, dict[str, Any]], kind: Any) -> dic
         made["content"] = {route.media: {"schema": _EVENT if route.media == _STREAM else one}}
         if route.streams:
             made["content"][_STREAM] = {"schema": _EVENT}
-    if route.method != "GET":
-        made["headers"] = {"Undrift-Position": _POSITION}
+    told = {"Undrift-Position": _POSITION} if route.method != "GET" else {}
+    if told := told | _rate(route):
+        made["headers"] = told
     return made
 
 
@@ -246,6 +255,12 @@ def _fault(route: Route, found: Mapping[Any, dict[str, Any]], status: int) -> di
         "description": title,
         "content": {"application/json": {"schema": found[route.dialect.fault]}},
     }
-    if status in (429, 503):
-        made["headers"] = {"Retry-After": _RETRY_AFTER}
+    told = {"Retry-After": _RETRY_AFTER} if status in (429, 503) else {}
+    if told := told | _rate(route):
+        made["headers"] = told
     return made
+
+
+def _rate(route: Route) -> dict[str, Any]:
+    """Without a limit there is nothing to tell; family 3 has one unless somebody takes it away."""
+    return _RATE if route.dialect.family == 3 else {}

@@ -147,7 +147,7 @@ def test_every_error_is_documented_in_its_familys_schema(made: dict[str, Any]) -
             assert schema == {"$ref": f"#/components/schemas/{route.dialect.fault.__name__}"}
     create = operation(made, "/api/sync/jobs", "post")
     assert set(create["responses"]) == {"200", "202"} | {
-        str(status) for status in (400, 401, 403, 409, 413, 415, 422, 500, 503)
+        str(status) for status in (400, 401, 403, 409, 413, 415, 422, 429, 500, 503)
     }
     assert {"429", "412", "507"} <= set(operation(made, "/api/v1/sync/files", "post")["responses"])
     assert {"401", "403"}.isdisjoint(operation(made, "/metrics", "get")["responses"])
@@ -210,3 +210,10 @@ def test_the_vendored_script_is_the_published_one_with_its_licence() -> None:
     assert hashlib.sha256(script).hexdigest() == RAPIDOC_SHA256
     assert "MIT License" in (openapi.ASSETS / "rapidoc-LICENSE.txt").read_text()
     assert (openapi.ASSETS / "rapidoc-min.js.LICENSE.txt").exists()
+
+
+def test_what_is_left_of_a_limit_is_documented_on_every_answer_of_family_3(made: dict[str, Any]) -> None:
+    for route in ROUTES:
+        for answer in operation(made, re.sub(r":\w+", "", route.path), route.method.lower())["responses"].values():
+            named = {name for name in answer.get("headers", ()) if name.startswith("X-RateLimit-")}
+            assert len(named) == (3 if route.dialect.family == 3 else 0), (route.path, answer)
