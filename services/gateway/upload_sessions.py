@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
@@ -28,6 +29,9 @@ from services.shelf import Who
 _SHOWN = 20
 #: One end of an upload at a time; the others find its outcome.
 _ENDING: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+#: What never changes of uploads that take bytes, by tenant, owner and id: each chunk would ask for it.
+_OPENED: OrderedDict[tuple[str, str, str], uploads.Opened] = OrderedDict()
+_KNOWN = 1000
 
 
 class Damaged(errors.Invalid):
@@ -126,6 +130,29 @@ async def find(call: Call, id: str) -> Found:
         partial=partial,
         identity=None if row is None or row["blake3"] is None else (row["blake3"], row["sha256"]),
     )
+
+
+async def taking(call: Call, id: str) -> uploads.Opened:
+    """What an upload was opened with, if it takes bytes as far as is known here.
+
+    Raises errors.NotFound, InvalidState.
+    """
+    key = (call.tenant, call.principal.owner, id)
+    opened = _OPENED.get(key)
+    if opened is None:
+        found = await find(call, id)
+        if found.state.over:
+            raise errors.InvalidState(f"The upload is {found.state.status}")
+        opened = _OPENED[key] = found.opened
+        while len(_OPENED) > _KNOWN:
+            _OPENED.popitem(last=False)
+    return opened
+
+
+async def still_taking(call: Call, id: str) -> None:
+    """The same, asked anew."""
+    _OPENED.pop((call.tenant, call.principal.owner, id), None)
+    await taking(call, id)
 
 
 def expires_at(call: Call, found: Found) -> datetime:
@@ -256,7 +283,7 @@ async def _stored(call: Call, found: Found) -> str:
         raise errors.Invalid(f"{len(missing)} chunks are missing: {shown}", missing=missing[:_SHOWN])
     identity = found.identity
     if await asyncio.to_thread(files.exists, found.id):
-        identity = await asyncio.to_thread(files.hashes, found.id)
+        identity = await asyncio.to_thread(files.hashes, found.id, found.received)
         await _check(call, found, identity)
         await _identify(call, found, identity)
         await asyncio.to_thread(contents.adopt, files.path(found.id), identity[0])
@@ -336,5 +363,6 @@ async def joined(call: Call, parts: Sequence[str], whole: str) -> None:
 
 async def discard(call: Call, id: str) -> None:
     """What an upload that is over leaves behind."""
+    _OPENED.pop((call.tenant, call.principal.owner, id), None)
     await asyncio.to_thread(files_of(call).remove, id)
     await call.api.process.db.execute("delete from undrift.uploads where id = $1", id)

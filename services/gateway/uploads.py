@@ -120,35 +120,37 @@ async def show(call: Call) -> Any:
 
 
 async def put_chunk(call: Call) -> Any:
-    found = await find(call, call.path("upload_id"))
+    id = call.path("upload_id")
+    opened = await upload_sessions.taking(call, id)
     text = call.path("index")
     if not text.isascii() or not text.isdigit() or len(text) > 9:
         raise errors.Invalid("The index of a chunk is a number from 0 on")
     index = int(text)
-    length = uploads.chunk_length(found.opened.size, found.opened.chunk_size, index)
-    if found.state.over:
-        raise errors.InvalidState(f"The upload is {found.state.status}")
+    length = uploads.chunk_length(opened.size, opened.chunk_size, index)
     announced = call.fields.get(b"content-length")
     if announced is not None and int(announced) != length:
         raise errors.Invalid(f"Chunk {index} has {length} bytes")
-    await _receive(call, found, index, length)
+    await _receive(call, id, opened.chunk_size, index, length)
     return call.reply(Received(index, True), call.api.reads.position)
 
 
-async def _receive(call: Call, found: Found, index: int, length: int) -> None:
+async def _receive(call: Call, id: str, chunk_size: int, index: int, length: int) -> None:
     """Who comes first writes in place, anybody else beside it: what has been received is never half overwritten."""
     database, writer = call.api.process.db, uuid.uuid4()
     mine = await database.fetchval(
         "insert into undrift.upload_chunks (upload, index, writer)"
         f" select id, $2, $3 from undrift.uploads where id = $1 and {_SOON} on conflict do nothing returning index",
-        found.id,
+        id,
         index,
         writer,
     )
+    if mine is None:
+        await upload_sessions.still_taking(call, id)
     beside = None if mine is not None else f"{index}.{writer}"
     try:
-        sink = await asyncio.to_thread(files_of(call).sink, found.id, index * found.opened.chunk_size, beside)
+        sink = await asyncio.to_thread(files_of(call).sink, id, index, chunk_size, beside)
     except FileNotFoundError:
+        await upload_sessions.still_taking(call, id)
         raise errors.InvalidState("The upload is over") from None
     whole = False
     try:
@@ -158,26 +160,30 @@ async def _receive(call: Call, found: Found, index: int, length: int) -> None:
         await asyncio.to_thread(sink.settle)
         whole = True
     finally:
-        await asyncio.shield(_note(call, found, index, writer, sink, whole, mine is not None))
+        await asyncio.shield(_note(call, id, index, writer, sink, whole, mine is not None))
 
 
-async def _note(call: Call, found: Found, index: int, writer: uuid.UUID, sink: Sink, whole: bool, first: bool) -> None:
+async def _note(call: Call, id: str, index: int, writer: uuid.UUID, sink: Sink, whole: bool, first: bool) -> None:
+    """Where somebody else's came into place meanwhile, parts of it may stand in ours: then theirs is what is noted, and
+    the completion finds out."""
     database = call.api.process.db
     await asyncio.to_thread(sink.close)
     if whole:
         await database.execute(
             "with heard as (update undrift.uploads set last_activity = clock_timestamp() where id = $1)"
-            " update undrift.upload_chunks set blake3 = $3, received_at = clock_timestamp()"
-            f" where upload = $1 and index = $2 and {_SOON}",
-            found.id,
+            " update undrift.upload_chunks set blake3 = $3, writer = $4, received_at = clock_timestamp()"
+            f" where upload = $1 and index = $2 and (writer = $4 or not $5) and {_SOON}",
+            id,
             index,
             sink.digest(),
+            writer,
+            first,
         )
     elif first:
         await database.execute(
             "delete from undrift.upload_chunks where upload = $1 and index = $2 and writer = $3"
             " and received_at is null",
-            found.id,
+            id,
             index,
             writer,
         )
