@@ -93,7 +93,7 @@ def without_rows(shown: Any) -> Any:
 
 
 def test_an_integration_at_every_position(system: System) -> None:
-    path, seen = "/api/sync/integrations/changing", Seen()
+    path, seen = "/api/sync/integrations/altered", Seen()
     source = system.folder(a="1")
     system.integration("altered", source, system.place(), interval=3600)
     look(system, seen, path)
@@ -115,14 +115,14 @@ def test_an_integration_at_every_position(system: System) -> None:
     look(system, seen, path)
     shown = [(one["status"], one["name"], one["breaker"]["state"]) if one else None for _, one in seen]
     assert shown == [
-        ("active", "Integration changing", "closed"),
+        ("active", "Integration altered", "closed"),
         ("active", "Other", "closed"),
         ("active", "Other", "closed"),
         ("stopped", "Other", "closed"),
         ("stopped", "Other", "open"),
         ("error", "Other", "open"),
         None,
-        ("active", "Integration changing", "closed"),
+        ("active", "Integration altered", "closed"),
     ]
     check(system, path, seen)
 
@@ -207,6 +207,42 @@ def test_a_conflict_at_every_position(ann: User) -> None:
     assert seen[0][1]["resolutions"] != seen[-1][1]["resolutions"]
     check(system, path, seen, token=other.token)
     assert was(system, path, before, token=other.token) is None
+
+
+def test_a_session_at_every_position(system: System) -> None:
+    source = system.folder(a="1", b="2")
+    body = {"sourceLocation": str(source), "targetLocation": str(system.place()), "syncType": "Full"}
+    seen = Seen()
+    with system.idle():
+        made = system.ok("POST", "/api/v1/sync/session/start", body, token=ADMIN)
+        path = f"/api/v1/sync/session/{made['sessionId']}"
+        look(system, seen, path, token=ADMIN)
+    system.wait(made["jobId"], "completed")
+    look(system, seen, path, token=ADMIN)
+    system.ok("POST", f"{path}/complete", token=ADMIN)
+    look(system, seen, path, token=ADMIN)
+    assert [(one["status"], one["processed"]) for _, one in seen] == [
+        ("in-progress", 0),
+        ("in-progress", 2),
+        ("completed", 2),
+    ]
+    for position, answer in seen:
+        assert {**answer, "expiresAt": None} == was(system, path, position, token=ADMIN)
+    history = system.ok("GET", f"{path}/history", token=ADMIN)["history"]
+    assert [one["type"] for one in history] == [
+        f"sessions.{name}" for name in ("started", "attached", "completion_requested", "completed")
+    ]
+    assert was(system, path, history[0]["position"] - 1, token=ADMIN) is None
+    why = system.ok("GET", f"/api/v1/why/sessions/{made['sessionId']}?field=status", token=ADMIN)
+    assert (why["value"], why["chain"][0]["type"]) == ("completed", "sessions.completed")
+    assert why["chain"][-1]["type"] == "keys.added"
+    job = system.ok("GET", f"/api/v1/why/jobs/{made['jobId']}", token=ADMIN)
+    assert [link["type"] for link in job["chain"]] == [
+        "jobs.completed",
+        "jobs.queued",
+        "sessions.started",
+        "keys.added",
+    ]
 
 
 def test_the_present_is_the_head(system: System, ann: User) -> None:
