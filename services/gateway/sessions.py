@@ -222,12 +222,15 @@ async def _settled(call: Call, id: str, position: int, wait_s: float) -> int:
     """Waits until a session whose completion was asked for has ended, as long as may be; answers the last position."""
     process, loop = call.api.process, asyncio.get_running_loop()
     deadline = loop.time() + wait_s
+    # Somebody may just have said what a job waited for.
+    await call.api.reads.reached(await process.store.head(), process.settings.gateway.read_wait_s)
     while True:
         # Only a read model that has seen everything that was attached can tell that all of it has ended.
         if not await call.api.reads.reached(position, process.settings.gateway.read_wait_s):
             raise errors.Unavailable("The session is not seen yet; say it again", retry_after=1)
         row = await sessions_read.get(process.db, call.tenant, id)
-        assert row is not None
+        if row is None:
+            raise errors.Unavailable("The read models cannot show the session")
         if row.completed_at is not None:
             return max(position, row.position)
         done = await services.finish(process, row)
