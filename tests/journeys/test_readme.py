@@ -157,6 +157,31 @@ def test_the_consumer_of_nats_runs_as_it_is_written(instance: Instance, tmp_path
     assert {one["type"].partition(".")[0] for one in json.loads(feed)["events"]} == {"consumers", "keys"}
 
 
+def test_time_and_why_run_as_they_are_written(instance: Instance, tmp_path: Path) -> None:
+    done = instance.ask("files", "sync", instance.folder(a="1"), instance.roots / "as it was")
+    section = README.partition("## Time and why")[2].partition("\n## ")[0]
+    script = "\n".join(blocks("sh", section))
+    for written, here in (
+        ("http://127.0.0.1:8080", instance.ready["url"]),
+        ("~/.local/share/undrift", str(instance.directory)),
+    ):
+        assert written in script
+        script = script.replace(written, here)
+    ran = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    before, why, position = documents(ran.stdout)
+    assert (done["success"], before["status"], why["value"]) == (True, "queued", "completed")
+    assert [link["type"] for link in why["chain"]][:2] == ["jobs.completed", "jobs.queued"]
+    assert position["position"] <= position["head"]
+
+
 def documents(text: str) -> list[Any]:
     """The JSON documents that follow one another in a text."""
     decoder, found, at = json.JSONDecoder(), [], 0
