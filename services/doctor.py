@@ -20,7 +20,7 @@ from infra.db import Database, NotDurable, assert_durable
 from infra.eventstore import seals
 from infra.eventstore.store import Store
 from projections.table import Connection, Projection, schema
-from services import doctor_bytes, erasing, projector
+from services import doctor_bytes, doctor_webhooks, erasing, projector
 from services.relay import Relay
 
 _PAGE = 1000
@@ -65,6 +65,7 @@ class Doctor:
             lambda: self._folds(live),
             self._bytes,
             self._erasures,
+            self._webhooks,
             self._jetstream,
         ]
         return [finding for check in checks for finding in await check()]
@@ -170,6 +171,12 @@ class Doctor:
             help = "start the core process, or wait: it carries them out"
             return [Finding("erasures", False, "; ".join(left), help)]
         return [Finding("erasures", True, "whoever is to be erased is erased everywhere")]
+
+    async def _webhooks(self) -> list[Finding]:
+        found = await doctor_webhooks.problems(self._database, self._store)
+        text = "; ".join(found) or "every event has its messages, of each stream in order"
+        help = "replay the range to the webhook: POST /api/v1/webhooks/ID/replay" if found else None
+        return [Finding("webhooks", not found, text, help)]
 
     async def _jetstream(self) -> list[Finding]:
         if not await self._bus.ready(2.0):

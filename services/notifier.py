@@ -20,7 +20,7 @@ from infra.db import CONNECTION_LOST
 from infra.leases import Lease
 from infra.vault import Vault
 from services.main import Process
-from services.notifying import rows
+from services.notifying import retention, rows
 from services.notifying.courier import Courier
 from services.notifying.directory import Directory
 from services.notifying.fanout import Fanout, Known, Overtaken
@@ -120,6 +120,7 @@ class Leader:
                 group.create_task(self._follow())
                 group.create_task(self._disables())
                 group.create_task(self._look())
+                group.create_task(retention.run(self._process))
         finally:
             await self._end()
 

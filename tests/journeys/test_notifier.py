@@ -13,6 +13,8 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from domain import integrations, webhooks
 from infra.eventstore.store import Decided, Loaded
+from services import doctor_webhooks
+from services.notifying import figures, retention
 from tests.doubles.receiver import Got, receiver
 from tests.journeys.notifier_killed import SETTINGS, check, late, settled, subscribe, tell_and_kill
 from tests.journeys.notifying import World, in_order, open_world, soon
@@ -265,3 +267,75 @@ async def test_deaths_of_the_process_lose_nothing(tmp_path: Path) -> None:
             print(check(system, sink, good, told), late(sink, system, good, told))
     finally:
         system.stop()
+
+
+async def test_the_doctor_finds_what_is_missing_nobodys_and_out_of_order(world: World) -> None:
+    first, second = await world.subscribe("ok/a"), await world.subscribe("status-500/b")
+    gone = await world.subscribe("status-500/c")
+    world.start()
+    await world.say(50, streams=3)
+    await world.tell(gone, webhooks.Delete())
+    await world.settled(gone, 50)
+    await world.settled(first, 50)
+    await world.stop()
+    database, store = world.process.db, world.store
+    assert await doctor_webhooks.problems(database, store) == []
+
+    async def found(change: str) -> list[str]:
+        """What it finds with that change, which is undone."""
+        await database.execute(
+            f"create schema kept; create table kept.rows as select * from undrift.deliveries; {change}"
+        )
+        problems = await doctor_webhooks.problems(database, store)
+        await database.execute(
+            "delete from undrift.deliveries; insert into undrift.deliveries select * from kept.rows;"
+            " drop schema kept cascade"
+        )
+        return problems
+
+    middle = f"endpoint = '{first}' and seq = 25"
+    problems = await found(f"delete from undrift.deliveries where {middle}")
+    assert any("has no row for integrations." in one for one in problems)
+    assert f"the numbers of {first} have gaps" in problems
+    assert await found(f"delete from undrift.deliveries where endpoint = '{first}' and seq < 25") == []
+    (problem,) = await found(f"update undrift.deliveries set first_at = null, state = 'pending' where {middle}")
+    assert "was sent before one of its stream that comes first" in problem
+    stray = f"update undrift.deliveries set state = 'pending' where endpoint = '{gone}' and seq = 9"
+    (problem,) = await found(stray)
+    assert "waits for an endpoint that is no more" in problem
+    assert await world.states(second) == {"pending": 50}
+
+
+async def test_what_is_old_is_forgotten_and_the_numbers_stay_dense(world: World) -> None:
+    id = await world.subscribe("ok/a")
+    world.start()
+    await world.say(30)
+    await world.settled(id, 30)
+    await world.process.db.execute(
+        "update undrift.deliveries set last_at = last_at - interval '40 days' where seq <> 20 and endpoint = $1", id
+    )
+    assert await retention.forget(world.process.db, timedelta(days=30)) == 19
+    assert await retention.forget(world.process.db, timedelta(days=30)) == 0
+    assert [row["seq"] for row in await world.rows(id)] == list(range(20, 31))
+    assert await doctor_webhooks.problems(world.process.db, world.store) == []
+    await world.say(5)
+    assert [row["seq"] for row in await world.settled(id, 16)] == list(range(20, 36))
+
+
+async def test_figures_say_what_waits(world: World) -> None:
+    await world.subscribe("ok/a")
+    failing = await world.subscribe("status-500/b")
+    world.start()
+    await world.say(10)
+    await world.received("status-500/b", 1)
+    assert await soon(partial(counted, world, 10))
+    found = (await figures.by_tenant(world.process.db))["main"]
+    assert (found.pending, found.failing) == (10, 1)
+    assert 0 < found.oldest_s < 60
+    assert await world.states(failing) == {"pending": 10}
+
+
+async def counted(world: World, count: int) -> bool:
+    found = await figures.by_tenant(world.process.db)
+    waits = found.get("main", figures.Figures())
+    return waits.pending == count and waits.failing == 1 and await figures.lag(world.process.db) == 0
