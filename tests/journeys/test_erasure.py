@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 
 import pytest
 
+from infra.erasures import Erasures
 from tests.journeys import libraries
 from tests.journeys.canaries import Canary, erase, somebody
+from tests.journeys.libraries import created
+from tests.journeys.sse import follow
 from tests.journeys.system import ADMIN, System, until
 
 SHARED = b"a picture that somebody else has, too"
@@ -109,3 +114,51 @@ def test_a_purge_of_one_person_keeps_the_stream_of_all(system: System) -> None:
     assert system.log.read_bytes().count(b"the stream is made anew") == made
     assert canary.found() == {}
     assert system.get("/api/v1/feeds/events?after=0&limit=1", token=ADMIN).status == 200
+
+
+def test_what_is_under_way_is_erased_as_well(system: System) -> None:
+    """Devices write, and a stream is open, until nothing is answered any more."""
+    canary = Canary(system)
+    canary.live()
+
+    def write(lane: int) -> int:
+        device, last = (canary.laptop, canary.phone)[lane % 2], 200
+        for n in range(10_000):
+            if last != 200:
+                return last
+            data = f"{canary.words['content']} {lane} {n}".encode()
+            last = device.call("POST", "/api/v1/sync/report", {"changes": [created(f"{lane}/{n}", data)]}).status
+        return last
+
+    with follow(system, "/api/v1/sync/changes", token=canary.laptop.token) as stream, ThreadPoolExecutor(4) as pool:
+        writing = [pool.submit(write, lane) for lane in range(4)]
+        assert erase(system, canary.user.id, "--yes").returncode == 0
+        for _ in stream:
+            pass  # it ends
+        assert {one.result() for one in writing} <= {401, 404}
+    assert until(lambda: canary.found() == {}), canary.found()
+    assert until(lambda: system.undrift("doctor")["well"])
+    open_still = "select count(*) from undrift.sessions where owner = %s"
+    assert system.sql(open_still, canary.user.id) == [(0,)]
+
+
+def test_without_nats_the_core_completes_it(system: System) -> None:
+    canary = Canary(system)
+    canary.live()
+    with system.paused("nats"):
+        said = erase(system, canary.user.id, "--yes")
+        assert said.returncode == 3, said
+        assert not json.loads(said.stdout)["erased"]["complete"]
+        assert canary.user.call("GET", "/api/v1/auth/me").status == 401
+    assert until(lambda: canary.found() == {}), canary.found()
+    assert until(lambda: system.undrift("doctor")["well"])
+
+
+def test_once_somebody_is_on_the_list_they_are_erased(system: System) -> None:
+    """As after a kill of the command at its first step."""
+    canary = Canary(system)
+    canary.live()
+    Erasures(system.directory).add("main", canary.user.id, datetime.now(UTC))
+    assert until(lambda: canary.found() == {}), canary.found()
+    assert until(lambda: system.undrift("doctor")["well"])
+    assert canary.phone.call("GET", "/api/v1/sync/changes").status == 401
