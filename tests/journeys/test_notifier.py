@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import shutil
+import subprocess
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -19,6 +23,10 @@ from tests.doubles.receiver import Got, receiver
 from tests.journeys.notifier_killed import SETTINGS, check, late, settled, subscribe, tell_and_kill
 from tests.journeys.notifying import World, in_order, open_world, soon
 from tests.journeys.system import System
+
+SCRIPT = Path(__file__).parents[1] / "doubles" / "verify_webhooks.mjs"
+#: A folder whose node_modules hold standardwebhooks.
+PACKAGES = Path(os.environ.get("UNDRIFT_NODE_PACKAGES", str(Path(__file__).parents[2])))
 
 
 @pytest.fixture
@@ -339,3 +347,30 @@ async def counted(world: World, count: int) -> bool:
     found = await figures.by_tenant(world.process.db)
     waits = found.get("main", figures.Figures())
     return waits.pending == count and waits.failing == 1 and await figures.lag(world.process.db) == 0
+
+
+def test_the_package_for_node_verifies_what_was_sent(deliveries: list[tuple[str, Got]]) -> None:
+    lines = "\n".join(json.dumps([secret, dict(one.headers), one.body.decode()]) for secret, one in deliveries)
+    node = shutil.which("node")
+    if node is None or not (PACKAGES / "node_modules" / "standardwebhooks").exists():
+        pytest.skip(f"needs node, and `npm install standardwebhooks` in {PACKAGES} (or UNDRIFT_NODE_PACKAGES)")
+    done = subprocess.run([node, SCRIPT, PACKAGES], input=lines, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"accepted": len(deliveries), "refused": len(deliveries)}
+
+
+@pytest.fixture
+async def deliveries(world: World) -> list[tuple[str, Got]]:
+    """What two endpoints got, one of them during a rotation, each with a secret that is good for it."""
+    first, second = await world.subscribe("ok/a"), await world.subscribe("ok/b")
+    world.start()
+    new = await world.rotate(second, datetime.now(UTC) + timedelta(seconds=60))
+    await world.say(20, streams=3)
+    await world.settled(first, 20)
+    await world.settled(second, 20)
+    rotated = world.receiver.got("ok/b")
+    return [
+        *((world.secrets[first], one) for one in world.receiver.got("ok/a")),
+        *((world.secrets[second], one) for one in rotated),
+        *((new, one) for one in rotated),
+    ]
