@@ -31,6 +31,11 @@ _PAGE = (
     " and ($4::text is null or state = $4) and ($5::text is null or replay = $5) order by seq desc limit $6"
 )
 _MESSAGES = "select * from undrift.deliveries where tenant = $1 and endpoint = $2 and seq > $3 order by seq limit $4"
+_BOUNDS = (
+    "select e.seq as last, (select min(d.seq) from undrift.deliveries d"
+    " where d.tenant = e.tenant and d.endpoint = e.endpoint) as first"
+    " from undrift.endpoints e where e.tenant = $1 and e.endpoint = $2"
+)
 _AGAIN = (
     "update undrift.deliveries set state = 'pending', asked = true, attempts = 0, due = clock_timestamp()"
     " where tenant = $1 and endpoint = $2 and seq = $3 returning seq"
@@ -97,12 +102,12 @@ async def events(call: Call) -> Any:
     limit = bodies.integer(query, "limit", LIMIT, 1, LIMIT_MAX)
     epoch = bodies.integer(query, "epoch", process.epoch, 0, 2**31)
     row = await subscriptions.own(call)
-    last = await _last(call, row.id)
+    first, last = await _bounds(call, row.id)
     _check(after, last, epoch, process.epoch)
     rows = await process.db.fetch(_MESSAGES, call.tenant, row.id, after, limit)
     shown = await _shown(call, rows)
     reached = shown[-1].seq if shown else after
-    page = shapes.Page(shown, reached, max(last, reached), process.epoch)
+    page = shapes.Page(shown, reached, first, max(last, reached), process.epoch)
     return call.reply(page, await call.caught_up(webhooks.STREAM))
 
 
@@ -117,11 +122,12 @@ def _check(after: int, last: int, epoch: int, present: int) -> None:
         raise errors.Invalid(f"after is ahead of the messages, which end at {last}")
 
 
-async def _last(call: Call, id: str) -> int:
-    found = await call.api.process.db.fetchval(
-        "select seq from undrift.endpoints where tenant = $1 and endpoint = $2", call.tenant, id
-    )
-    return found or 0
+async def _bounds(call: Call, id: str) -> tuple[int, int]:
+    """The oldest number that is kept, or the next one; and the last that was given out."""
+    row = await call.api.process.db.fetchrow(_BOUNDS, call.tenant, id)
+    if row is None:
+        return 1, 0
+    return row["first"] or row["last"] + 1, row["last"]
 
 
 async def _shown(call: Call, rows: Sequence[Record]) -> list[shapes.Message]:

@@ -164,10 +164,12 @@ class Message(Struct, rename="camel"):
 
 
 class Page(Struct):
-    """`next` is the `after` of the following page, `last` the last number given out, both in this `epoch`."""
+    """`next` is the `after` of the following page, `first` the oldest number that is kept, `last` the last one given
+    out; all in this `epoch`."""
 
     events: list[Message]
     next: int
+    first: int
     last: int
     epoch: int
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -180,6 +181,34 @@ def test_time_and_why_run_as_they_are_written(instance: Instance, tmp_path: Path
     assert (done["success"], before["status"], why["value"]) == (True, "queued", "completed")
     assert [link["type"] for link in why["chain"]][:2] == ["jobs.completed", "jobs.queued"]
     assert position["position"] <= position["head"]
+
+
+def test_the_receiver_of_webhooks_runs_as_it_is_written(instance: Instance, tmp_path: Path) -> None:
+    section = README.partition("## Webhooks")[2].partition("\n## ")[0]
+    script, [program] = "\n".join(blocks("sh", section)), blocks("python", section)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    for written, here in (
+        ("~/undrift-webhook", str(tmp_path / "webhook")),
+        ("http://127.0.0.1:8080", instance.ready["url"]),
+        ("~/.local/share/undrift", str(instance.directory)),
+        ("8099", port),
+    ):
+        assert written in script
+        script, program = script.replace(written, here), program.replace(written, here)
+    (tmp_path / "webhook").mkdir()
+    (tmp_path / "webhook" / "receiver.py").write_text(program)
+    own = environment()
+    own["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{own.get('PATH', os.defpath)}"
+    ran = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script], env=own, capture_output=True, text=True, timeout=180
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    [received] = re.findall(r"(msg_[\w-]+) webhooks\.tested (.*)$", ran.stdout, re.MULTILINE)
+    page = json.loads('{"events"' + ran.stdout.partition('{"events"')[2])
+    assert [(one["webhookId"], one["body"]["data"]) for one in page["events"]] == [
+        (received[0], json.loads(received[1]))
+    ]
 
 
 def documents(text: str) -> list[Any]:

@@ -335,7 +335,7 @@ def data(system: System, id: str, query: str = "", token: str = ADMIN) -> list[d
     after = 0
     while True:
         page = system.ok("GET", f"{BASE}/{id}/events?after={after}&limit=3{query}", token=token)
-        assert page.keys() == {"events", "next", "last", "epoch"}
+        assert page.keys() == {"events", "next", "first", "last", "epoch"}
         found += page["events"]
         if page["next"] == after:
             return found
@@ -428,6 +428,12 @@ def test_the_pages_of_deliveries(system: System, receiver: Receiver) -> None:
     assert ([one["seq"] for one in first["deliveries"]], first["next"]) == ([5, 4], 4)
     second = system.ok("GET", f"{where}/deliveries?limit=3&before=4", token=ADMIN)
     assert ([one["seq"] for one in second["deliveries"]], second["next"]) == ([3, 2, 1], None)
+    page = system.ok("GET", f"{where}/events?after=3", token=ADMIN)
+    assert (page["next"], page["first"], page["last"]) == (5, 1, 5)
+    system.sql("delete from undrift.deliveries where endpoint = %s and seq < 3 returning 1", made["subscriptionId"])
+    assert system.ok("GET", f"{where}/events", token=ADMIN)["first"] == 3
+    fresh = system.ok("GET", f"{BASE}/{subscribe(system)['subscriptionId']}/events", token=ADMIN)
+    assert (fresh["events"], fresh["first"], fresh["last"]) == ([], 1, 0)
     for query in ("state=lost", "limit=x", "before=x"):
         refused(system.get(f"{where}/deliveries?{query}", token=ADMIN))
     for query in ("after=6", "after=-1", "after=x", "after=99999999999999999999"):
