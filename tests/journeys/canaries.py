@@ -12,7 +12,7 @@ from pathlib import Path
 from infra import embedded
 from tests.journeys import libraries
 from tests.journeys.libraries import User, created
-from tests.journeys.system import ADMIN, System
+from tests.journeys.system import ADMIN, UNDRIFT, System
 
 
 @dataclass
@@ -91,9 +91,7 @@ def spellings(text: str) -> tuple[bytes, ...]:
 
 def erase(system: System, subject: str, *more: str) -> subprocess.CompletedProcess[str]:
     """Runs the command as a person does."""
-    from tests.journeys.system import UNDRIFT
-
-    command = [UNDRIFT, "erase", subject, "--data-dir", system.directory, "--json", *more]
+    command = [UNDRIFT, "erase", subject, "--data-dir", str(system.directory), "--json", *more]
     own = {name: value for name, value in os.environ.items() if not name.startswith("UNDRIFT_")}
     return subprocess.run(command, env=own, capture_output=True, text=True, timeout=120)
 
