@@ -107,6 +107,18 @@ class Deleted(messages.Event, frozen=True, tag="servers.deleted"):
     PUBLIC: ClassVar[bool] = True
 
 
+class TokensDenied(messages.Event, frozen=True, tag="servers.tokens_denied"):
+    """Tokens of these ids that were made before open no websocket of it any more."""
+
+    jtis: tuple[str, ...]
+
+
+class UserDeauthorized(messages.Event, frozen=True, tag="servers.user_deauthorized"):
+    """Whatever a user of the Panel's has open is closed, and tokens from before are of no use."""
+
+    user: str
+
+
 class PowerAsked(messages.Event, frozen=True, tag="servers.power_asked"):
     """Somebody wishes it to start, stop, restart, or to be killed; `by` is a user of the Panel's, or `node`."""
 
@@ -149,6 +161,8 @@ Event = (
     | Unsuspended
     | RolledBack
     | Deleted
+    | TokensDenied
+    | UserDeauthorized
     | PowerAsked
     | PowerChanged
     | Crashed
@@ -230,6 +244,14 @@ class Ask(messages.Command, frozen=True):
     by: str
 
 
+class DenyTokens(messages.Command, frozen=True):
+    jtis: tuple[str, ...]
+
+
+class Deauthorize(messages.Command, frozen=True):
+    user: str
+
+
 class Observe(messages.Command, frozen=True):
     """What its runtime sees."""
 
@@ -244,7 +266,7 @@ class NoteCrash(messages.Command, frozen=True):
     again: bool
 
 
-Command = Sync | RollBack | Delete | Ask | Observe | NoteCrash
+Command = Sync | RollBack | Delete | DenyTokens | Deauthorize | Ask | Observe | NoteCrash
 
 
 def decide(command: Command, state: Server) -> Sequence[Event]:
@@ -261,6 +283,10 @@ def decide(command: Command, state: Server) -> Sequence[Event]:
             return [*changed, RolledBack(to=command.to)] if changed else []
         case Delete():
             return [Deleted()]
+        case DenyTokens():
+            return [TokensDenied(jtis=command.jtis)] if command.jtis else []
+        case Deauthorize():
+            return [UserDeauthorized(user=command.user)]
         case Ask():
             if state.configuration.suspended and command.action in ("start", "restart"):
                 raise errors.InvalidState("The server is suspended")

@@ -43,6 +43,7 @@ async def run(process: Process) -> None:
         following = [
             group.create_task(gateway.reads.run()),
             group.create_task(gateway.waits.run()),
+            group.create_task(gateway.sockets.run()),
             group.create_task(gateway.watch_credentials()),
             group.create_task(gateway.live.run()),
             group.create_task(sweep.run(process)),
@@ -50,7 +51,7 @@ async def run(process: Process) -> None:
             group.create_task(retention.run(process, gateway.reads)),
         ]
         try:
-            async with server.serving(gateway.app, sockets, settings, process.stopping):
+            async with server.serving(gateway.app, sockets, settings, process.stopping, gateway.limits.told):
                 await gateway.reads.reached(await process.store.head(), 30)
                 process.announced.update(url=server.url(sockets), port=ports[0], ports=ports)
                 process.ready.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,6 +54,7 @@ from services.gateway.edge import Edge
 from services.gateway.limits_shared import Shared
 from services.gateway.live import Feeds
 from services.gateway.routes import Api, Call, Route, endpoints, handlers
+from services.gateway.sockets import Hub
 from services.gateway.waits import Waits
 from services.main import Process
 
@@ -150,7 +152,8 @@ class Gateway:
         )
         _file_parameters(litestar.asgi_router.root_route_map_node)
         meter = self.authenticator.meter
-        self.app = Edge(Dispatch(served, litestar), cors, meter, widely=self.limits.widely)
+        self.sockets = Hub(process.store, process.tail, settings.panel, cors.allows, time.time)
+        self.app = Edge(Dispatch(served, litestar), cors, meter, sockets=self.sockets, widely=self.limits.widely)
 
     async def _look_up(self, token_sha256: str) -> Principal | None:
         return await credentials.look_up(self.process.db, token_sha256)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 from urllib.parse import unquote
@@ -19,6 +19,9 @@ from services.gateway import auth, dialects
 from services.gateway.cycle import EXTENSIONS, Cycle
 from services.gateway.headers import Pair
 from services.gateway.outlet import Outlet, Stream
+from services.gateway.sockets import MAX_BYTES
+
+Told = Callable[[str, Any], Iterable[Pair]]
 
 MAX_TARGET = 16 * 1024
 MAX_HEADER = 64 * 1024
@@ -35,13 +38,16 @@ _QUIET.setLevel(logging.CRITICAL + 1)
 class Shared:
     """What the connections of a server have in common; it counts them."""
 
-    def __init__(self, app: Any, settings: config.Gateway) -> None:
-        self.settings = settings
+    def __init__(self, app: Any, settings: config.Gateway, told: Told | None = None) -> None:
+        """`told` are headers of answers that the application never sees, by path and peer."""
+        self.settings, self.told = settings, told
         self.state = ServerState()
         self.config = uvicorn.Config(
             app,
             http=Connection,
             ws="websockets-sansio",
+            ws_max_size=MAX_BYTES,
+            ws_per_message_deflate=False,
             interface="asgi3",
             lifespan="off",
             log_config=None,
@@ -360,7 +366,8 @@ class Connection(HttpToolsProtocol):
             return
         path = self.url.partition(b"?")[0].decode("latin-1")
         reply = dialects.by_path(path).condition(status, path)
-        lines = [*self.server_state.default_headers, *reply.headers, *headers, (b"connection", b"close")]
+        told = () if self._shared.told is None else self._shared.told(path, self.client)
+        lines = [*self.server_state.default_headers, *reply.headers, *headers, *told, (b"connection", b"close")]
         lines += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(reply.body))]
         head = b"".join(b"%b: %b\r\n" % line for line in lines)
         self.transport.write(STATUS_LINE[status] + head + b"\r\n" + reply.body)

@@ -22,16 +22,19 @@ class Edge:
     """Wraps the application. Refuses paths and queries that are not clean text, answers preflights,
     adds CORS and rate-limit headers, and turns what escaped the application into an answer."""
 
-    def __init__(self, app: Any, cors: Cors, meter: Meter | None = None, *, widely: bool = False) -> None:
-        """`meter` counts what reached no route; `widely` where not only family 3 is counted."""
-        self._app = app
+    def __init__(
+        self, app: Any, cors: Cors, meter: Meter | None = None, *, sockets: Any = None, widely: bool = False
+    ) -> None:
+        """`meter` counts what reached no route; `sockets` serves websockets; `widely` where not only family 3 is
+        counted."""
+        self._app, self._sockets = app, sockets or app
         self._cors = cors
         self._meter = meter
         self._widely = widely
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await (self._sockets if scope["type"] == "websocket" else self._app)(scope, receive, send)
             return
         origin, path = headers.of(scope).get(b"origin"), scope["path"]
         if path.startswith(_PANELS) and dialects.by_path(path).family == WINGS:

@@ -43,6 +43,17 @@ class RollBack(Struct):
     position: Annotated[int, Meta(ge=1)]
 
 
+class Deny(Struct):
+    jtis: Annotated[list[Annotated[str, Meta(max_length=255)]], Meta(max_length=1000)]
+
+
+class Deauthorize(Struct):
+    """No servers: all of them."""
+
+    user: Annotated[str, Meta(min_length=1, max_length=255)]
+    servers: Annotated[list[Uuid], Meta(max_length=10_000)] = []
+
+
 class Network(Struct):
     rx_bytes: int = 0
     tx_bytes: int = 0
@@ -139,6 +150,28 @@ async def roll_back(call: Call) -> Any:
         wish = Wish(servers, uuid, servers.RollBack(before.state.configuration, body.position))
         done = await call.execute([wish])
     return call.reply(Synced(await _differences(call, uuid, done.position)), done.position)
+
+
+async def deny(call: Call) -> Any:
+    """Tokens that the Panel has taken back: whoever came with one is cut off, and none opens anything again."""
+    body, uuid = await call.body(Deny), call.path("server")
+    await _known(call, uuid)
+    done = await call.earlier(servers) or await call.execute(
+        [Wish(servers, uuid, servers.DenyTokens(tuple(body.jtis)))]
+    )
+    return Reply(204, b"", [headers.position(done.position)])
+
+
+async def deauthorize(call: Call) -> Any:
+    """The same for whatever a user of the Panel's has open; servers that are not here need nothing."""
+    body = await call.body(Deauthorize)
+    done = await call.earlier(servers)
+    if done is None:
+        await call.caught_up()
+        here = [row.uuid for row in await read.list_(call.api.process.db, call.tenant)]
+        wanted = [uuid for uuid in here if not body.servers or uuid in body.servers]
+        done = await call.execute([Wish(servers, uuid, servers.Deauthorize(body.user)) for uuid in wanted])
+    return Reply(204, b"", [headers.position(done.position)])
 
 
 async def system(call: Call) -> Any:
@@ -281,6 +314,26 @@ ROUTES: Sequence[Route] = (
         "Forget a server",
         answers={204: None},
         errors=(400, 401, 403, 404, 413, 422, 503),
+    ),
+    Route(
+        "POST",
+        "/api/servers/{server:str}/ws/deny",
+        deny,
+        WINGS,
+        "Cut off whoever came with one of these tokens",
+        body=Deny,
+        answers={204: None},
+        errors=(400, 401, 403, 404, 413, 415, 422, 503),
+    ),
+    Route(
+        "POST",
+        "/api/deauthorize-user",
+        deauthorize,
+        WINGS,
+        "Cut off a user",
+        body=Deauthorize,
+        answers={204: None},
+        errors=(400, 401, 403, 413, 415, 422, 503),
     ),
     Route(
         "GET",

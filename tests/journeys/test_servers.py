@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from aiohttp import web
 
 from tests.doubles import panel as double
-from tests.journeys.system import QUICK, Answer, System, until
+from tests.journeys.nodes import ask, node, panel, settings, taken_over, untroubled
+from tests.journeys.system import System, until
+
+__all__ = ["node", "panel", "untroubled"]  # fixtures
 
 UNKNOWN = "11111111-5c7b-4f1e-9d2a-6e8f1c3b5a7d"
 NO_HEADER = {"error": "The required authorization heads were not present in the request."}
@@ -19,42 +21,6 @@ WRONG = {"error": "You are not authorized to access this endpoint."}
 NOT_HERE = {"error": "The requested resource does not exist on this instance."}
 FAILED = "An unexpected error was encountered while processing this request"
 LATE = "The server could not process this request in time, please try again."
-
-
-@pytest.fixture(scope="module")
-def panel() -> Iterator[double.Panel]:
-    with double.Panel() as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def node(panel: double.Panel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    settings = f'{QUICK}\n[panel]\nurl = "{panel.url}"\ntoken_id = "{double.TOKEN_ID}"\ntoken = "{double.TOKEN}"\n'
-    system = System(tmp_path_factory.mktemp("node"), settings=f"{settings}budget_s = 3.0\nlist_s = 0\n")
-    try:
-        yield system.start()
-    finally:
-        system.stop()
-
-
-@pytest.fixture(autouse=True)
-def untroubled(panel: double.Panel) -> Iterator[None]:
-    yield
-    panel.trouble = None
-
-
-def ask(node: System, method: str, path: str, body: Any = None, **headers: str) -> Answer:
-    answer = node.call(method, path, body, token=double.TOKEN, headers=headers)
-    assert answer.headers["x-request-id"]
-    assert answer.headers["access-control-allow-credentials"] == "true"
-    return answer
-
-
-def taken_over(node: System, panel: double.Panel, **changed: Any) -> str:
-    uuid = panel.add(**changed)
-    answer = ask(node, "POST", "/api/servers", {"uuid": uuid})
-    assert (answer.status, answer.body) == (202, b""), answer
-    return uuid
 
 
 # Who may.
@@ -256,13 +222,10 @@ def test_no_secret_is_in_any_store_but_the_vault(node: System, panel: double.Pan
         assert secret not in stored
 
 
-def test_at_the_start_all_that_the_panel_lists_are_taken_over(
-    panel: double.Panel, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_at_the_start_all_that_the_panel_lists_are_taken_over(tmp_path_factory: pytest.TempPathFactory) -> None:
     with double.Panel() as other:
         every = {other.add() for _ in range(3)}
-        settings = f'{QUICK}\n[panel]\nurl = "{other.url}"\ntoken_id = "{double.TOKEN_ID}"\ntoken = "{double.TOKEN}"\n'
-        system = System(tmp_path_factory.mktemp("listed"), settings=f"{settings}list_s = 1.0\n").start()
+        system = System(tmp_path_factory.mktemp("listed"), settings=settings(other, list_s=1.0)).start()
         try:
             assert until(lambda: {one["configuration"]["uuid"] for one in listed(system)} == every), system.said()
         finally:
