@@ -7,20 +7,16 @@ import asyncio
 import hmac
 import time
 from collections.abc import Iterable
-from typing import NamedTuple
 
-import msgspec
 import structlog
-from msgspec import Struct
 from nats.aio.msg import Msg
 
-from domain import consumers, errors
-from infra import callout, permissions, subjects
+from domain import consumers
+from infra import callout, outside, permissions, subjects
 from infra.bus import Bus
-from infra.db import CONNECTION_LOST
 from projections import consumers as consumers_read
 from services import consumers_rules as rules
-from services.consumers_gate import Gate, Known
+from services.consumers_gate import TRANSIENT, Gate, Known
 from services.gateway import auth
 from services.main import Process
 
@@ -30,33 +26,6 @@ log = structlog.get_logger("consumers")
 _FRESH_S = 5.0
 #: Connections that are looked at at a time; the others wait.
 _AT_ONCE = 32
-#: How long all nodes have to say who is connected, and how many one says at a time.
-_SAY_S, _PAGE = 0.5, 500
-TRANSIENT = (errors.Unavailable, errors.TimedOut, *CONNECTION_LOST)
-
-
-class _Connection(Struct):
-    cid: int
-    authorized_user: str = ""
-
-
-class _Connections(Struct):
-    server_id: str
-    connections: list[_Connection] = []
-    total: int = 0
-    offset: int = 0
-
-
-class _Node(Struct):
-    data: _Connections
-
-
-class Open(NamedTuple):
-    """A connection of a consumer: where it is, and whose."""
-
-    server: str
-    number: int
-    id: str
 
 
 class Consumers:
@@ -188,26 +157,29 @@ class Consumers:
     async def end(self, also: Iterable[str] = ()) -> int:
         """Ends the connections of credentials that are no more, and those of `also`; answers how many. The consumers
         that such credentials had go as well."""
-        opened, names = await self.connections(), await self._gate.names()
+        opened, names = await outside.connected(self._bus), await self._gate.names()
         ids = {one.id for one in opened} | {id for name in names if (id := rules.owner(name)) is not None}
-        if not ids:
-            return 0
-        await self._caught_up()
-        living = await consumers_read.living(self._process.db, sorted(ids))
-        wrong = [one for one in opened if one.id not in living or one.id in also]
+        gone = await self._gone(ids) if ids else set()
+        wrong = [one for one in opened if one.id in gone or one.id in also]
         for one in wrong:
             self._known.pop(one.id, None)
-            await self._bus.request(
-                permissions.KICK.replace("*", one.server), msgspec.json.encode({"cid": one.number}), 5
-            )
+            await outside.end(self._bus, one)
             log.info("a consumer was sent away", credential=one.id)
         for name in names:
-            if rules.owner(name) not in living:
+            if rules.owner(name) in gone:
                 await self._gate.delete(name)
         return len(wrong)
 
-    async def _caught_up(self) -> None:
-        """The read model has seen what we have heard of."""
+    async def _gone(self, ids: set[str]) -> set[str]:
+        """Those of these that are no more: as far as we have heard, and as the read model has it once it has come as
+        far as we."""
+        gone = ids & self._revoked
+        if await self._caught_up():
+            gone |= ids - await consumers_read.living(self._process.db, sorted(ids))
+        return gone
+
+    async def _caught_up(self) -> bool:
+        """Whether the read model has seen, or does in a moment, what we have heard of."""
         wanted = self._process.tail.position
         for _ in range(100):
             found = await self._process.db.fetchval(
@@ -216,36 +188,9 @@ class Consumers:
                 consumers_read.GENERATION,
             )
             if found is not None and found >= wanted:
-                return
-            await asyncio.sleep(0.05)
-
-    async def connections(self) -> list[Open]:
-        """Who is here from outside, at all nodes."""
-        found: list[Open] = []
-        offset = 0
-        while True:
-            nodes = [said.data for said in await self._all_nodes(offset)]
-            for node in nodes:
-                found += [Open(node.server_id, one.cid, one.authorized_user) for one in node.connections]
-            offset += _PAGE
-            if not any(node.total > offset for node in nodes):
-                return found
-
-    async def _all_nodes(self, offset: int) -> list[_Node]:
-        inbox, said = self._bus.inbox(), list[_Node]()
-
-        async def hear(message: Msg) -> None:
-            said.append(msgspec.json.decode(message.data, type=_Node))
-
-        listener = await self._bus.subscribe(inbox, hear)
-        asked = {"auth": True, "acc": permissions.OUTSIDE, "offset": offset, "limit": _PAGE}
-        body = msgspec.json.encode(asked)
-        try:
-            await self._bus.send(f"PUB {permissions.CONNECTIONS} {inbox} {len(body)}\r\n".encode() + body + b"\r\n")
-            await asyncio.sleep(_SAY_S)
-        finally:
-            await listener.close()
-        return said
+                return True
+            await asyncio.sleep(0.02)
+        return False
 
 
 async def run(process: Process) -> None:

@@ -12,6 +12,7 @@ import secrets
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
+import asyncpg
 import msgspec
 import structlog
 from msgspec import Struct
@@ -20,6 +21,7 @@ from nats.aio.msg import Msg
 from domain import errors
 from infra import permissions
 from infra.bus import Bus
+from infra.db import CONNECTION_LOST
 from infra.jetstream import Refused as JetStreamRefused
 from services import consumers_rules as rules
 
@@ -42,6 +44,9 @@ class Known(Struct, frozen=True):
     subjects: tuple[str, ...]
     until: float | None = None
 
+
+#: What passes: servers that are away, and a read model that is not made yet.
+TRANSIENT = (errors.Unavailable, errors.TimedOut, asyncpg.UndefinedTableError, *CONNECTION_LOST)
 
 Lookup = Callable[[str], Awaitable[Known | None]]
 
@@ -109,8 +114,9 @@ class Gate:
             answer = await self._answer(id, words, body, back)
         except rules.Refused as error:
             answer = rules.refusal(error)
-        except (errors.Error, JetStreamRefused) as error:
-            answer = rules.refusal(rules.Refused(503, str(error)))
+        except (JetStreamRefused, *TRANSIENT) as error:
+            log.warning("a consumer could not be answered", credential=id, reason=type(error).__name__)
+            answer = rules.refusal(rules.Refused(503, "not now; try again"))
         finally:
             self._waiting[id] -= 1
         if answer is not None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from domain import consumers, errors
+from domain import consumers, errors, messages
 from infra import permissions, secrets, subjects
 from infra.eventstore.store import Wish
 from projections import consumers as consumers_read
@@ -85,8 +85,7 @@ def _token(call: Call, id: str) -> str:
 
 async def issue(call: Call) -> Any:
     body = await call.body(Issue)
-    url = call.api.process.settings.nats.public_url
-    if not url:
+    if not call.api.process.settings.nats.public_url:
         raise errors.Unavailable("No consumers are let in here: nats.public_url and nats.issuer are not set")
     if body.tenant not in (None, call.tenant):
         raise errors.NotFound("There is no such tenant", kind="tenant")
@@ -101,27 +100,29 @@ async def issue(call: Call) -> Any:
         done = await call.execute([Wish(consumers, id, command, fresh=True)])
     # The token opens something once the read model knows it.
     await call.api.reads.reached(done.position, call.api.process.settings.gateway.read_wait_s)
-    made = done.events[0]
-    assert isinstance(made.event, consumers.Issued)
-    event = made.event
+    return call.reply(_issued(call, done.events[0]), done.position)
+
+
+def _issued(call: Call, first: messages.Recorded) -> Issued:
+    event = first.event
+    assert isinstance(event, consumers.Issued)
     row = consumers_read.Row(
-        made.tenant, made.id, event.name, "", event.topics, made.recorded_at, expires_at=event.expires_at
+        first.tenant, first.id, event.name, "", event.topics, first.recorded_at, expires_at=event.expires_at
     )
     credential = _shape(row)
-    answer = Issued(
+    return Issued(
         credential=credential,
-        url=url,
-        user=made.id,
-        password=_token(call, made.id),
+        url=call.api.process.settings.nats.public_url,
+        user=first.id,
+        password=_token(call, first.id),
         stream=_STREAM,
-        domain=made.id,
-        api_prefix=f"$JS.{made.id}.API",
-        inbox_prefix=permissions.inbox(made.id),
-        consumer_prefix=made.id,
-        durables=list(permissions.acknowledging(made.id)),
+        domain=first.id,
+        api_prefix=f"$JS.{first.id}.API",
+        inbox_prefix=permissions.inbox(first.id),
+        consumer_prefix=first.id,
+        durables=list(permissions.acknowledging(first.id)),
         subjects=credential.subjects,
     )
-    return call.reply(answer, done.position)
 
 
 async def list_(call: Call) -> Any:
