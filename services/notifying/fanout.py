@@ -111,9 +111,10 @@ class Fanout:
         """Writes down where it is, if it came there without anything to do."""
         if self.position > self._noted:
             async with self._own.use() as connection:
-                if await connection.fetchval(_MOVE, self._noted, self.position) is None:
+                reached = self.position  # it goes on meanwhile
+                if await connection.fetchval(_MOVE, self._noted, reached) is None:
                     raise Overtaken
-                self._noted = self.position
+                self._noted = reached
 
     def _told(self, page: Sequence[messages.Recorded]) -> dict[Key, list[Row]]:
         """What each endpoint is sent; endpoints without anything are those that are new."""

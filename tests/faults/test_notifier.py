@@ -11,7 +11,7 @@ from tests.journeys.system import System
 
 EVENTS = int(os.environ.get("FAULTS_WEBHOOK_EVENTS", "20000"))
 KILLS = int(os.environ.get("FAULTS_WEBHOOK_KILLS", "30"))
-GOOD, PER_SECOND = 15, 150.0
+GOOD, PER_SECOND = 15, 100.0
 PATIENCE_S = 1800.0
 
 

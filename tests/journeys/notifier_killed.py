@@ -83,15 +83,28 @@ async def tell_and_kill(system: System, count: int, kills: int, seed: int, per_s
     async def kill() -> None:
         chance = random.Random(seed)
         for _ in range(kills):
-            await asyncio.sleep(chance.uniform(0.5, 2.5))
+            await _delivers(system)
+            await asyncio.sleep(chance.uniform(0, 1.5))
             pid = system.kill("core")
             died.append(time.time())
             while system.pids.get("core", pid) == pid:
                 await asyncio.sleep(0.05)
-            await asyncio.sleep(3.0)  # so that most of its successors come to deliver
 
     await asyncio.gather(tell(), kill())
     return Told(committed, died)
+
+
+async def _delivers(system: System) -> None:
+    """Waits until something more was delivered: whoever is to die must have lived."""
+    before = _delivered(system)
+    deadline = time.monotonic() + 60
+    while _delivered(system) == before and time.monotonic() < deadline:
+        await asyncio.sleep(0.1)
+
+
+def _delivered(system: System) -> int:
+    found: int = system.sql("select count(*) from undrift.deliveries where state = 'delivered'")[0][0]
+    return found
 
 
 def check(system: System, receiver: Receiver, ids: Sequence[str], told: Told) -> str:
