@@ -56,7 +56,5 @@ def test_one_inside_another(wanted: str, allowed: str, expected: bool) -> None:
 def test_where_a_tenants_events_are() -> None:
     assert subjects.events_of("main") == ("evt.main.>",)
     odd = subjects.token("a b")
-    assert subjects.events_of("a b", ("jobs.*", "items.created")) == (
-        f"evt.{odd}.*.jobs.*",
-        f"evt.{odd}.*.items.created",
-    )
+    expected = (f"evt.{odd}.*.jobs.*", f"evt.{odd}.*.items.created")
+    assert subjects.events_of("a b", ("jobs.*", "items.created")) == expected
