@@ -20,7 +20,8 @@ from infra.panel import WINGS as VERSION
 from infra.vault import Vault
 from projections import servers as read
 from services import integrations as declarations
-from services.gateway import bodies, headers
+from services.gateway import as_of, bodies, headers
+from services.gateway.as_of import AS_OF
 from services.gateway.dialects import WINGS, Reply
 from services.gateway.routes import Call, Parameter, Route
 
@@ -125,8 +126,14 @@ async def list_(call: Call) -> Any:
 
 
 async def get(call: Call) -> Any:
-    position = await call.caught_up()
-    row = await read.get(call.api.process.db, call.tenant, call.path("server"))
+    """With `as_of` as it was then."""
+    uuid, process = call.path("server"), call.api.process
+    if (moment := await as_of.wanted(call)) is not None:
+        position = moment.position
+        row = as_of.folded(await process.store.stream(_stream(call, uuid), until=position), read.fold)
+    else:
+        position = await call.caught_up()
+        row = await read.get(process.db, call.tenant, uuid)
     if row is None:
         raise errors.NotFound("There is no such server", kind="server")
     return call.reply(await _shown(call, row), position)
@@ -303,8 +310,9 @@ ROUTES: Sequence[Route] = (
         get,
         WINGS,
         "One server",
+        query=(AS_OF,),
         answers={200: Server},
-        errors=_READ,
+        errors=(400, *_READ),
     ),
     Route(
         "DELETE",

@@ -201,6 +201,23 @@ def test_a_server_returns_to_an_earlier_configuration(node: System, panel: doubl
         assert ask(node, "POST", f"/api/servers/{uuid}/rollback", {"position": wrong}).status == 400
 
 
+def test_a_server_as_it_was(node: System, panel: double.Panel) -> None:
+    uuid = taken_over(node, panel, environment={"A": "secret-one"})
+    first = ask(node, "GET", f"/api/servers/{uuid}")
+    panel.change(uuid, environment={"A": "secret-two"}, suspended=True)
+    assert ask(node, "POST", f"/api/servers/{uuid}/sync").status == 204
+    then = ask(node, "GET", f"/api/servers/{uuid}?as_of={first.position}")
+    assert then.json() == first.json()
+    now = ask(node, "GET", f"/api/servers/{uuid}")
+    assert ask(node, "GET", f"/api/servers/{uuid}?as_of={now.position}").json() == now.json() != first.json()
+    assert ask(node, "GET", f"/api/servers/{uuid}?as_of=1").status == 404
+    assert ask(node, "GET", f"/api/servers/{uuid}?as_of={10**9}").status == 400
+    answer = ask(node, "GET", f"/api/servers/{uuid}/history")
+    kinds = [one["type"] for one in answer.json()["history"]]
+    assert kinds == ["servers.added", "servers.environment_changed", "servers.suspended"]
+    assert b"secret" not in answer.body
+
+
 def test_the_machine(node: System) -> None:
     found = ask(node, "GET", "/api/system").json()
     assert found.keys() == {"architecture", "cpu_count", "kernel_version", "os", "version"}
