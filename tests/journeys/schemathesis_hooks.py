@@ -15,9 +15,12 @@ from schemathesis.core.transport import Response
 from schemathesis.generation.case import Case
 from schemathesis.hooks import HookContext
 
+from domain import kinds
+
 ROOT = Path(os.environ["FUZZED_ROOT"])
 FAILED = os.environ["FUZZED_JOBS"].split(",")
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
+KEY = re.compile(r"[!-~]{1,255}")
 NETWORK = ("/api/admin/sync", "/api/admin/servers/parity", "/api/data/servers", "/api/data/users/search")
 SERVER = "RAIDA1"
 PEOPLE: dict[str, Any] = msgspec.json.decode(os.environ["FUZZED_PEOPLE"])
@@ -54,7 +57,11 @@ class Credential:
 
 @schemathesis.hook
 def before_call(context: HookContext, case: Case[Any], kwargs: dict[str, Any]) -> None:
-    """Every other request names things that are there; what is no text, or no id, stays."""
+    """Every other request names things that are there; what is no text, or no id, stays. A key of idempotency is of one
+    request only: another scenario's answer, told again, would name what that scenario has deleted since."""
+    key = (case.headers or {}).get("Idempotency-Key")
+    if isinstance(key, str) and KEY.fullmatch(key):
+        case.headers["Idempotency-Key"] = f"{key[:200]}-{case.id}"
     if zlib.crc32(case.id.encode()) % 4:
         case.headers.pop("Undrift-Session", None)
     if zlib.crc32(case.id.encode()) % 2 and LIBRARY.match(case.operation.path):
@@ -66,7 +73,12 @@ def before_call(context: HookContext, case: Case[Any], kwargs: dict[str, Any]) -
     for name, known in PEOPLE["ids"].items():
         text = given.get(name)
         if isinstance(text, str) and text and zlib.crc32(text.encode(errors="replace")) % 2:
-            if name == "job_id" and case.operation.label.rpartition("/")[2] not in ("stop", "revert", "history", "{other_id}"):
+            if name == "job_id" and case.operation.label.rpartition("/")[2] not in (
+                "stop",
+                "revert",
+                "history",
+                "{other_id}",
+            ):
                 continue  # the others have theirs already
             mine = known.get(case.operation.label, known["any"])
             case.path_parameters[name] = mine[zlib.crc32(text.encode(errors="replace")) // 2 % len(mine)]
@@ -99,7 +111,9 @@ def map_body(context: HookContext, body: Any) -> Any:
         known = PEOPLE["bodies"][context.operation.path]
         return {**body, **{name: value for name, value in known.items() if _fits(body.get(name), value)}}
     elif isinstance(body.get("config"), dict):
-        kind = {"kind": "files"} if isinstance(body.get("kind"), str) else {}
+        kind = (
+            {"kind": "files"} if isinstance(body.get("kind"), str) and body["kind"] in kinds.KINDS else {}
+        )  # what is no kind stays none
         if number % 4 and kind:  # a policy is more than its schema says, too
             body = {name: value for name, value in body.items() if name not in ("policy", "schedule")}
         return {**body, "config": _folders(number // 2), **kind, **_timing(body)}

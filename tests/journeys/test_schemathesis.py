@@ -19,8 +19,7 @@ CONFIG = Path(__file__).with_name("schemathesis.toml")
 # Valid by the schema is not yet accepted: a path lies outside the roots, a key of idempotency was used before, a
 # position is ahead of the log. Which 5xx are right is judged by the hooks.
 # Log lines stay readable after a delete, as the contract has it; that the rest is gone is in test_jobs.
-# A device that was made and is then not found may have been deleted by a step between: test_devices looks at that.
-EXCLUDED = "positive_data_acceptance,not_a_server_error,use_after_free,ensure_resource_availability"
+EXCLUDED = "positive_data_acceptance,not_a_server_error,use_after_free"
 
 
 def people(system: System) -> dict[str, Any]:
