@@ -7,13 +7,13 @@ import ipaddress
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from msgspec import Struct
 
 from infra import config
-from services.gateway import headers
+from services.gateway import dialects, headers
 from services.gateway.headers import Pair
 from services.gateway.limits_shared import Shared
 
@@ -74,6 +74,9 @@ class Window:
         return math.ceil(self.moments[0][0] + WINDOW_S - now) if self.moments else 0
 
 
+_UNHEARD = Window()
+
+
 class Limiter:
     """A sliding minute: never more than `limit` in any 60 s, whoever asks. Refused requests are not counted.
 
@@ -109,6 +112,14 @@ class Limiter:
             return self._let_through(window, now, said.remaining)
         window.full_until = now + said.reset_s
         return Allowance(self._limit, 0, math.ceil(said.reset_s), True)
+
+    def known(self, caller: str) -> Allowance:
+        """What this process knows of a caller, without counting anything."""
+        now, window = self._clock(), self._callers.get(caller, _UNHEARD)
+        window.expire(now)
+        full = now < window.full_until
+        remaining = 0 if full else max(self._limit - window.total, 0)
+        return Allowance(self._limit, remaining, window.reset_s(now), full)
 
     def _alone(self, window: Window, now: float) -> Allowance:
         window.expire(now)
@@ -188,6 +199,11 @@ class Limits:
 
     def _trusted(self, address: Address) -> bool:
         return any(address in network for network in self._proxies)
+
+    def told(self, path: str, client: Any) -> Sequence[Pair]:
+        """What is left of its address, as far as this process knows, for a request that cannot even be read."""
+        limiter = self._limiters.get(dialects.by_path(path).family)
+        return () if limiter is None else limiter.known(self.address({"client": client, "headers": ()})).headers()
 
     async def run(self) -> None:
         """Serves until cancelled: forgets callers that were not heard of."""

@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 
 from infra import config
-from services.gateway.connection import Connection, Shared
+from services.gateway.connection import Connection, Shared, Told
 
 log = structlog.get_logger("gateway")
 
@@ -56,13 +56,18 @@ def url(sockets: list[socket.socket]) -> str:
 
 @asynccontextmanager
 async def serving(
-    app: Any, sockets: list[socket.socket], settings: config.Gateway, stopping: asyncio.Event
+    app: Any,
+    sockets: list[socket.socket],
+    settings: config.Gateway,
+    stopping: asyncio.Event,
+    told: Told | None = None,
 ) -> AsyncIterator[None]:
-    """Serves while the block runs. At its end `stopping` is set, which long polls and streams heed; no more is
-    accepted, idle connections close, and what is in flight has `shutdown_s` to end before it is cut off.
+    """Serves while the block runs; `told` are headers of what is refused before the application sees it. At the end
+    `stopping` is set, which long polls and streams heed; no more is accepted, idle connections close, and what is in
+    flight has `shutdown_s` to end before it is cut off.
     """
     _raise_file_limit()
-    shared = Shared(app, settings)
+    shared = Shared(app, settings, told)
     loop = asyncio.get_running_loop()
     async with _lifespan(app):
         _stamp(shared)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import random
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -156,6 +157,20 @@ def test_every_answer_says_what_is_left(limited: System, second: System) -> None
             left.append(int(answer.headers["x-ratelimit-remaining"]))
     assert left == [*range(99, 99 - len(asked), -1)]
     assert second.get("/api/v1/health", token=token).headers["x-ratelimit-remaining"] == str(left[-1] - 1)
+
+
+@pytest.mark.parametrize(
+    "broken", [b"GET /api/v1/health HTTP/1.1\r\nX\r\n\r\n", b"GET /api/v1/health HTTP/1.1\r\n\r\n"]
+)
+def test_what_cannot_be_read_is_told_as_well(limited: System, broken: bytes) -> None:
+    address = urlsplit(limited.ready["url"])
+    with socket.create_connection((address.hostname, address.port), timeout=30) as connection:
+        connection.sendall(broken)
+        connection.shutdown(socket.SHUT_WR)
+        said = b"".join(iter(lambda: connection.recv(65536), b"")).lower()
+    assert said.startswith(b"http/1.1 400 ")
+    assert b"x-ratelimit-limit: 100" in said
+    assert b"x-ratelimit-remaining: " in said
 
 
 def test_without_postgres_it_is_counted_all_the_same(limited: System) -> None:
