@@ -1,4 +1,4 @@
-"""Feeds, listeners, uploads and downloads of a library, each beside a peer of the same run."""
+"""Feeds, listeners, reports, uploads and downloads of a library, each beside a peer of the same run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import library_feed, library_listeners, library_transfers
+from tests.benchmarks import library_feed, library_listeners, library_reports, library_transfers
 from tests.journeys.libraries import user
 from tests.journeys.system import System
 
@@ -37,4 +37,5 @@ def run(quick: bool) -> list[dict[str, Any]]:
         device = user(system).device()
         rows = library_transfers.run(system, device, quick)
         rows += asyncio.run(library_listeners.run(system, device, quick))
+        rows += library_reports.run(system, quick)
         return [*rows, *library_feed.run(system, quick)]
