@@ -59,9 +59,10 @@ class Credential:
 def before_call(context: HookContext, case: Case[Any], kwargs: dict[str, Any]) -> None:
     """Every other request names things that are there; what is no text, or no id, stays. A key of idempotency is of one
     request only: another scenario's answer, told again, would name what that scenario has deleted since."""
-    key = (case.headers or {}).get("Idempotency-Key")
+    headers: Any = case.headers or {}
+    key = headers.get("Idempotency-Key")
     if isinstance(key, str) and KEY.fullmatch(key):
-        case.headers["Idempotency-Key"] = f"{key[:200]}-{case.id}"
+        headers["Idempotency-Key"] = f"{key[:200]}-{case.id}"
     if zlib.crc32(case.id.encode()) % 4:
         case.headers.pop("Undrift-Session", None)
     if zlib.crc32(case.id.encode()) % 2 and LIBRARY.match(case.operation.path):
@@ -111,9 +112,8 @@ def map_body(context: HookContext, body: Any) -> Any:
         known = PEOPLE["bodies"][context.operation.path]
         return {**body, **{name: value for name, value in known.items() if _fits(body.get(name), value)}}
     elif isinstance(body.get("config"), dict):
-        kind = (
-            {"kind": "files"} if isinstance(body.get("kind"), str) and body["kind"] in kinds.KINDS else {}
-        )  # what is no kind stays none
+        # What is no kind stays none.
+        kind = {"kind": "files"} if isinstance(body.get("kind"), str) and body["kind"] in kinds.KINDS else {}
         if number % 4 and kind:  # a policy is more than its schema says, too
             body = {name: value for name, value in body.items() if name not in ("policy", "schedule")}
         return {**body, "config": _folders(number // 2), **kind, **_timing(body)}
