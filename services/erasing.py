@@ -31,6 +31,10 @@ TRANSIENT = (*CONNECTION_LOST, errors.Unavailable, errors.TimedOut, errors.Confl
 #: How long what is under way in other processes takes to be appended, once they have heard that the key is gone.
 _SETTLES_S = 1.0
 _ROUNDS = 5
+#: How long the relay may be behind, and how long it may take to fill a stream again.
+_RELAYS_S, _REFILLS_S, _LOOK_S = 10.0, 120.0, 0.2
+#: Each message that is overwritten costs the server up to some 30 ms; of so many, all are made anew in less.
+_OVERWRITES = 5_000
 _AT_ONCE = 64
 _PAGE = 1000
 _PERSONAL = sorted(topic for topic, kind in events.REGISTRY.items() if kind.PERSONAL)
@@ -92,9 +96,10 @@ class Eraser:
         contents: Contents | None = None,
         bus: Bus | None = None,
         settles_s: float = _SETTLES_S,
+        overwrites: int = _OVERWRITES,
     ) -> None:
         self._store, self._database, self._directory = store, store.database, directory
-        self._contents, self._settles_s = contents, settles_s
+        self._contents, self._settles_s, self._overwrites = contents, settles_s, overwrites
         self._stream = None if bus is None else jetstream.Stream(bus, STREAM)
         self._list = Erasures(directory)
 
@@ -276,6 +281,14 @@ class Eraser:
         were; None where JetStream was not asked, or has not come to that position."""
         if self._stream is None or (state := await self._reached(position)) is None:
             return None
+        count, oldest = await self._relayed(tenant, subject, state.first, position)
+        if count > self._overwrites:
+            if oldest is not None and await self._is_readable(oldest):
+                log.warning("the stream is made anew: overwriting takes longer", messages=count)
+                await self._stream.delete()
+                if await self._reached(position, _REFILLS_S) is None:
+                    return None
+            return count
         erased, after = 0, state.first - 1
         while sequences := await self._sequences(tenant, subject, after, position):
             await _at_once(self._stream.erase, sequences)
@@ -283,15 +296,37 @@ class Eraser:
         await self._stream.purge(subjects.person(tenant, subject), before=position)
         return erased
 
-    async def _reached(self, position: int) -> jetstream.State | None:
+    async def _reached(self, position: int, patience_s: float = _RELAYS_S) -> jetstream.State | None:
         """What the relay packed before it heard of the erasure is there once the stream has come to it."""
         assert self._stream is not None
-        for _ in range(50):
+        for _ in range(int(patience_s / _LOOK_S)):
             state = await self._stream.state()
             if state is not None and state.last >= position:
                 return state
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(_LOOK_S)
         return None
+
+    async def _relayed(self, tenant: str, subject: str, first: int, until: int) -> tuple[int, int | None]:
+        """How many events of theirs are in the stream, and the first that has something personal."""
+        row = await self._database.fetchrow(
+            "select count(*), min(e.pos) filter (where e.topic = any ($6)) from undrift.events e"
+            f" where e.pos >= $3 and e.pos <= $4 and e.topic <> $5 and {_MINE}",
+            tenant,
+            subject,
+            first,
+            until,
+            _ERASED,
+            _PERSONAL,
+        )
+        assert row is not None
+        return row[0], row[1]
+
+    async def _is_readable(self, sequence: int) -> bool:
+        """Whether a message is not as it would be relayed now."""
+        assert self._stream is not None
+        stored = await self._stream.message(sequence)
+        [note] = await self._store.read_raw(sequence - 1, 1)
+        return stored is not None and stored.data != self._store.mapper.clear(note)
 
     async def _sequences(self, tenant: str, subject: str, after: int, until: int) -> list[int]:
         rows = await self._database.fetch(

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 import pytest
+from msgspec.structs import replace
 
+from infra.blobs import Blobs
+from infra.bus import Bus
 from infra.erasures import Erasures
+from services import cli_data
+from services.cli_common import Instance
+from services.erasing import Eraser, Report
 from tests.journeys import libraries
 from tests.journeys.canaries import Canary, erase, somebody
 from tests.journeys.libraries import created
@@ -162,3 +169,28 @@ def test_once_somebody_is_on_the_list_they_are_erased(system: System) -> None:
     assert until(lambda: canary.found() == {}), canary.found()
     assert until(lambda: system.undrift("doctor")["well"])
     assert canary.phone.call("GET", "/api/v1/sync/changes").status == 401
+
+
+def test_of_very_many_messages_the_whole_stream_is_made_anew(system: System) -> None:
+    canary = Canary(system)
+    canary.live()
+    made = system.log.read_bytes().count(b"the stream is made anew")
+
+    async def erased() -> list[Report]:
+        async with cli_data.opened(Instance(data_dir=str(system.directory))) as data:
+            bus = Bus(data.settings.nats.url, data.settings.nats, user="relay")
+            await bus.connect()
+            try:
+                eraser = Eraser(
+                    data.store, system.directory, Blobs(system.directory / "blobs" / "library"), bus, overwrites=3
+                )
+                return [await eraser.erase("main", canary.user.id) for _ in range(2)]
+            finally:
+                await bus.close()
+
+    first, second = asyncio.run(erased())
+    assert first == replace(second, blobs=first.blobs)
+    assert (first.complete, first.messages > 3) == (True, True)
+    assert canary.found() == {}
+    assert until(lambda: system.undrift("doctor")["well"])
+    assert system.log.read_bytes().count(b"the stream is made anew") == made + 1
