@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import ctypes
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
 _LARGE = 4 << 20
-_KEPT = 16 << 20
+_KEPT = 4 << 20
+_ARENAS = 2
 
 
 def keep() -> None:
-    """Keeps up to 16 MiB of it for the next request: what serves pages of some hundred KiB spends more time on having
-    the kernel clear the same memory again and again than on the pages. Elsewhere than with glibc nothing happens."""
+    """Keeps some MiB of it for the next request: what serves pages of some hundred KiB spends more time on having the
+    kernel clear the same memory again and again than on the pages. Threads share it, or each would keep as much.
+    Elsewhere than with glibc nothing happens."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return
+    mallopt(_ARENA_MAX, _ARENAS)
     mallopt(_MMAP_THRESHOLD, _LARGE)
     mallopt(_TRIM_THRESHOLD, _KEPT)
