@@ -7,10 +7,10 @@ from typing import Any
 
 from msgspec import Struct
 
-from domain import devices, errors, integrations, jobs, library, messages, sessions
+from domain import devices, errors, integrations, jobs, library, messages, servers, sessions
 from projections import library as library_read
 from services.gateway.auth import Principal
-from services.gateway.dialects import EONACAT, JOBS, PINAKES, Dialect
+from services.gateway.dialects import EONACAT, JOBS, PINAKES, WINGS, Dialect
 from services.gateway.routes import Call
 
 
@@ -77,6 +77,13 @@ async def _session(call: Call, id: str) -> Source:
     return found
 
 
+async def _server(call: Call, id: str) -> Source:
+    found = await source(call, servers, id)
+    if found is None:
+        raise errors.NotFound("There is no such server", kind="server")
+    return found
+
+
 async def _own(call: Call, context: Any, id: str, noun: str) -> Source:
     found = await source(call, context, id)
     if found is None or found.first.metadata.owner != call.principal.owner:
@@ -111,5 +118,6 @@ SESSION = Thing("sessions", "/api/v1/sync/session", "sync_session_id", EONACAT, 
 DEVICE = Thing("devices", "/api/v1/sync/devices", "device_id", PINAKES, None, _device)
 FILE = Thing("files", "/api/v1/sync/media", "media_id", PINAKES, None, _file)
 CONFLICT = Thing("conflicts", "/api/v1/sync/conflicts", "conflict_id", PINAKES, None, _conflict)
+SERVER = Thing("servers", "/api/servers", "server", WINGS, None, _server)
 
-THINGS: Sequence[Thing] = (JOB, INTEGRATION, SESSION, DEVICE, FILE, CONFLICT)
+THINGS: Sequence[Thing] = (JOB, INTEGRATION, SESSION, DEVICE, FILE, CONFLICT, SERVER)

@@ -7,8 +7,12 @@ from typing import Any
 
 import pytest
 
+from tests.doubles import panel as double
 from tests.journeys.libraries import Device, User, user
+from tests.journeys.nodes import ask, node, panel, taken_over
 from tests.journeys.system import ADMIN, Answer, System
+
+__all__ = ["node", "panel"]  # fixtures
 
 EVENT = {"position", "id", "type", "time", "version", "actor", "data"}
 
@@ -185,3 +189,17 @@ def test_a_key_reads_the_history_of_what_it_queued(system: System, done: str) ->
     assert types(told(system, f"/api/sync/jobs/{system.wait(mine)['id']}", token=token))[-1] == "jobs.completed"
     refused(system.get(f"/api/sync/jobs/{done}/history", token=token), 403)
     refused(system.get("/api/sync/integrations/told-of/history", token=token), 403)
+
+
+def test_a_server_for_its_panel(node: System, panel: double.Panel) -> None:
+    uuid = taken_over(node, panel, environment={"PASSWORD": "hunter2"})
+    panel.change(uuid, environment={"PASSWORD": "hunter3"}, build={"cpu_limit": 50})
+    assert ask(node, "POST", f"/api/servers/{uuid}/sync").status == 204
+    answer = ask(node, "GET", f"/api/servers/{uuid}/history")
+    events = answer.json()["history"]
+    assert types(events) == ["servers.added", "servers.limits_changed", "servers.environment_changed"]
+    assert events[1]["data"]["build"]["cpu_limit"] == 50
+    assert events[2]["data"] == {"environment": {}, "names": ["PASSWORD"]}
+    assert not any(word in answer.body for word in (b"hunter", b"sealed:"))
+    assert ask(node, "GET", f"/api/servers/{uuid}x/history").status == 404
+    assert node.get(f"/api/servers/{uuid}/history", token=ADMIN).status == 403
