@@ -123,7 +123,7 @@ class Courier:
                 self.queue.skip(last if first is None else first - 1)
                 self._read = True
             while self.queue.turns:
-                await self._read_stream(*self.queue.turns[0])
+                await self._read_stream(self.queue.turns[0])
                 self.queue.turns.popleft()
             if self.queue.wants_more:
                 await self._read_page()
@@ -141,11 +141,11 @@ class Courier:
         whole = len(page) < _PAGE
         self.queue.load(page, last if whole else page[-1].seq, _due)
 
-    async def _read_stream(self, stream: str, first: int) -> None:
-        until = self.queue.seen
+    async def _read_stream(self, stream: str) -> None:
+        first, until = self.queue.hidden(stream), self.queue.seen
         page = await rows.of_stream(self._office.reading, self.key, stream, first, until, _PAGE)
         await self._office.letters.read(page)
-        self.queue.turn(stream, page, until, more=len(page) >= _PAGE)
+        self.queue.turn(stream, page, first, until, more=len(page) >= _PAGE)
 
     # What is sent.
 

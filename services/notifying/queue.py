@@ -29,8 +29,8 @@ class Queue:
         self._due: dict[int, float] = {}
         #: Streams that are not wholly in memory: the first number that is not, and the last.
         self._hidden: dict[str, tuple[int, int]] = {}
-        #: Streams whose turn it is to be read: from which number on.
-        self.turns: deque[tuple[str, int]] = deque()
+        #: Streams whose turn it is to be read.
+        self.turns: deque[str] = deque()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -60,7 +60,9 @@ class Queue:
     def add(self, row: Row, due: float | None = None) -> None:
         """Takes one into memory, at the end of its stream; to be tried at `due` on the loop's clock, or at once."""
         if row.seq in self._rows:
-            return
+            return None
+        if row.stream in self._hidden and row.seq >= self._hidden[row.stream][0]:
+            return self._hide(row)
         stream = self._streams.setdefault(row.stream, deque())
         self._rows[row.seq] = row
         if due is not None and not stream:
@@ -69,9 +71,9 @@ class Queue:
             self._ready.append(row)
         elif stream[0].seq in self._due and row.seq > stream[0].seq:
             del self._rows[row.seq]
-            self._hide(row)
-            return
+            return self._hide(row)
         stream.append(row)
+        return None
 
     def ready(self, now: float) -> int:
         """How many may be sent now."""
@@ -103,28 +105,40 @@ class Queue:
         if stream:
             self._ready.append(stream[0])
         elif row.stream in self._hidden:
-            self.turns.append((row.stream, self._hidden[row.stream][0]))
+            self.turns.append(row.stream)
         else:
             del self._streams[row.stream]
 
-    def turn(self, stream: str, rows: Sequence[Row], until: int, *, more: bool) -> None:
-        """What was read, to number `until`, of a stream that was held up; `more` when there is more of it."""
+    def hidden(self, stream: str) -> int:
+        """From which number on a stream is to be read."""
+        return self._hidden[stream][0] if stream in self._hidden else self.last + 1
+
+    def turn(self, stream: str, rows: Sequence[Row], begin: int, until: int, *, more: bool) -> None:
+        """What was read of a stream that was held up, of the numbers `begin` to `until`; `more` when there is more."""
+        if stream not in self._hidden:
+            return  # read already: its turn had come twice
         waiting = self._streams[stream]
+        first, last = self._hidden[stream]
+        if first >= begin:
+            self._take(waiting, rows)
+            first = rows[-1].seq + 1 if more else until + 1
+        # Else something that comes before left the memory meanwhile: it is read again from there.
+        if first <= last:
+            self._hidden[stream] = (first, last)
+        else:
+            del self._hidden[stream]
+        if not waiting and first <= last:
+            self.turns.append(stream)
+        elif not waiting:
+            del self._streams[stream]
+
+    def _take(self, waiting: deque[Row], rows: Sequence[Row]) -> None:
         fresh = [row for row in rows if row.seq not in self._rows]
         for row in fresh:
             self._rows[row.seq] = row
         if not waiting and fresh:
             self._ready.append(fresh[0])
         waiting.extend(fresh)
-        first, last = rows[-1].seq + 1 if more else until + 1, self._hidden[stream][1]
-        if first <= last:
-            self._hidden[stream] = (first, last)
-        else:
-            del self._hidden[stream]
-        if not waiting and first <= last:
-            self.turns.append((stream, first))
-        elif not waiting:
-            del self._streams[stream]
 
     def retry(self, row: Row, due: float) -> None:
         """It failed: again at `due`. What waits behind it leaves the memory."""
