@@ -44,7 +44,7 @@ _AGAIN = (
 LIST_QUERY = (
     Parameter("state", {"type": "string", "enum": list(STATES)}, "only those"),
     Parameter("replay", {"type": "string"}, "only those of this replay"),
-    Parameter("before", {"type": "integer", "minimum": 1}, "the `next` of the page before"),
+    Parameter("before", {"type": "integer"}, "the `next` of the page before"),
     Parameter("limit", {"type": "integer", "default": LIMIT}, f"clamped to 1..{LIMIT_MAX}"),
 )
 EVENTS_QUERY = (

@@ -16,6 +16,7 @@ from schemathesis.generation.case import Case
 from schemathesis.hooks import HookContext
 
 from domain import kinds
+from services.gateway import webhooks_shapes
 
 ROOT = Path(os.environ["FUZZED_ROOT"])
 FAILED = os.environ["FUZZED_JOBS"].split(",")
@@ -23,6 +24,8 @@ ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 KEY = re.compile(r"[!-~]{1,255}")
 NETWORK = ("/api/admin/sync", "/api/admin/servers/parity", "/api/data/servers", "/api/data/users/search")
 SERVER = "RAIDA1"
+#: Of its ranges, which are more than their schema, hardly any is one by chance.
+REPLAY = "/api/v1/webhooks/{webhook_id}/replay"
 PEOPLE: dict[str, Any] = msgspec.json.decode(os.environ["FUZZED_PEOPLE"])
 #: The users' own routes: which of the people asks. Those that end sessions and devices are asked by others.
 LIBRARY = re.compile(r"/api/v1/(?:auth/|sync/(?!files|session))")
@@ -108,6 +111,8 @@ def map_body(context: HookContext, body: Any) -> Any:
             return {**body, **_folders(number // 2)}
     elif context.operation.path == "/api/admin/servers/parity" and isinstance(body.get("server_id"), str):
         return {**body, "server_id": SERVER}
+    elif context.operation.path == REPLAY and body.get("events") is None and _is(body, webhooks_shapes.Replay):
+        return {"fromPosition": 1, "untilPosition": 2, "dryRun": bool(number % 4)}
     elif context.operation.path in PEOPLE["bodies"]:
         known = PEOPLE["bodies"][context.operation.path]
         return {**body, **{name: value for name, value in known.items() if _fits(body.get(name), value)}}
@@ -118,6 +123,14 @@ def map_body(context: HookContext, body: Any) -> Any:
             body = {name: value for name, value in body.items() if name not in ("policy", "schedule")}
         return {**body, "config": _folders(number // 2), **kind, **_timing(body)}
     return body
+
+
+def _is(body: Any, kind: type[Any]) -> bool:
+    try:
+        msgspec.convert(body, kind)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def _fits(given: Any, known: Any) -> bool:

@@ -7,12 +7,13 @@ import os
 import random
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tests.doubles.directories import Directories, content
 from tests.journeys.libraries import PASSWORD, Device, login, sha, user
-from tests.journeys.system import ADMIN, System
+from tests.journeys.system import ADMIN, System, until
 
 HOOKS = Path(__file__).with_name("schemathesis_hooks.py")
 CONFIG = Path(__file__).with_name("schemathesis.toml")
@@ -20,6 +21,11 @@ CONFIG = Path(__file__).with_name("schemathesis.toml")
 # position is ahead of the log. Which 5xx are right is judged by the hooks.
 # Log lines stay readable after a delete, as the contract has it; that the rest is gone is in test_jobs.
 EXCLUDED = "positive_data_acceptance,not_a_server_error,use_after_free"
+
+
+#: Nobody is there, and hardly anything is sent.
+HOOK = {"url": "https://127.0.0.1:9/", "events": ["device.stale"]}
+HOOKS_PATH = "/api/v1/webhooks"
 
 
 def people(system: System) -> dict[str, Any]:
@@ -62,6 +68,7 @@ def people(system: System) -> dict[str, Any]:
             "index": {"any": ["0"]},
             **jobs(system),
             **sync_sessions(system),
+            **webhooks(system),
             "path": {"any": ["file"]},
             "media_id": {"any": [version["media_id"]]},
             "kind": {"any": ["jobs"]},
@@ -100,6 +107,23 @@ def sync_sessions(system: System) -> dict[str, Any]:
     return {
         "sync_session_id": {"any": ids[:6], f"POST {one}/complete": ids[6:9], f"POST {one}/cancel": ids[9:]},
     }
+
+
+def webhooks(system: System) -> dict[str, Any]:
+    """Ids of webhooks, each with a message: some to look at, some to delete."""
+    ids = [system.ok("POST", f"{HOOKS_PATH}/subscribe", HOOK, token=ADMIN)["subscriptionId"] for _ in range(8)]
+    for id in ids:
+        system.ok("POST", f"{HOOKS_PATH}/{id}/test", token=ADMIN)
+    for id in ids:
+        assert until(partial(messages, system, id))
+    return {
+        "webhook_id": {"any": ids[:4], f"DELETE {HOOKS_PATH}/{{webhook_id}}": ids[4:]},
+        "seq": {"any": ["1"]},
+    }
+
+
+def messages(system: System, webhook: str) -> Any:
+    return system.ok("GET", f"{HOOKS_PATH}/{webhook}/events", token=ADMIN)["events"]
 
 
 def conflict(one: Device, other: Device, path: str) -> str:
@@ -148,6 +172,8 @@ def fuzz(system: System, folder: Path, *options: str) -> subprocess.CompletedPro
         for one in system.ok("GET", "/api/sync/integrations", token=ADMIN)["integrations"]:
             system.call("DELETE", f"/api/sync/integrations/{one['integrationId']}", token=ADMIN)
         system.ok("POST", "/api/sync/jobs/stop-all", token=ADMIN)
+        for one in system.ok("GET", HOOKS_PATH, token=ADMIN)["webhooks"]:
+            system.call("DELETE", f"{HOOKS_PATH}/{one['subscriptionId']}", token=ADMIN)
 
 
 def test_no_answer_is_undocumented_and_none_is_generic(system: System, tmp_path: Path) -> None:
