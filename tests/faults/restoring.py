@@ -19,17 +19,18 @@ from tests.faults.load import loaded, verify_jetstream
 from tests.journeys.system import ADMIN, QUICK, System, tree, until
 
 
-def dump(url: str, file: Path) -> None:
+def dump(url: str, file: Path, *more: str) -> None:
     program = embedded.postgres_program("pg_dump")
-    subprocess.run([program, "--format=custom", f"--file={file}", url], check=True, timeout=120)
+    subprocess.run([program, *more, "--format=custom", f"--file={file}", url], check=True, timeout=120)
 
 
-def restore(url: str, file: Path) -> None:
+def restore(url: str, *files: Path) -> None:
     """As a person does it: the roles first, which a dump of one database does not hold."""
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("create role undrift_app")
     program = embedded.postgres_program("pg_restore")
-    subprocess.run([program, "--exit-on-error", f"--dbname={url}", file], check=True, timeout=120)
+    for file in files:
+        subprocess.run([program, "--exit-on-error", f"--dbname={url}", file], check=True, timeout=120)
 
 
 def feed(system: System, query: str) -> Any:

@@ -83,15 +83,19 @@ def test_a_restored_dump_is_another_history_in_which_the_erased_stay_erased(
     assert epochs_in_jetstream(own) == {str(held.epoch + 1)}
 
 
-def test_a_dump_restored_twice_is_two_more_histories(own: System, fresh: embedded.Postgres, tmp_path: Path) -> None:
+def test_no_epoch_is_numbered_twice(own: System, fresh: embedded.Postgres, tmp_path: Path) -> None:
+    """A dump of before another epoch was opened; its keys are in one of their own."""
     first = Cursors(own)
-    dump(own.ready["database_url"], tmp_path / "dump")
+    files = first.device.files()
+    dump(own.ready["database_url"], tmp_path / "log", "--exclude-schema=undrift_keys")
+    dump(own.ready["database_url"], tmp_path / "keys", "--schema=undrift_keys")
     own.undrift("epoch", "new", "--yes")
     own.stop()
-    restore(fresh.url, tmp_path / "dump")
+    restore(fresh.url, tmp_path / "log", tmp_path / "keys")
     own.variables = {"UNDRIFT_DATABASE_URL": fresh.url}
     own.start()
     own.wrote = 0
     own.whole("postgres")
     assert [one["epoch"] for one in own.undrift("epoch", "list")["epochs"]] == [first.epoch, first.epoch + 2]
+    assert first.device.files() == files
     assert until(lambda: own.undrift("doctor")["well"])
