@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from infra import processes
 
@@ -58,30 +59,35 @@ http {{
 """
 
 
+class Peer(NamedTuple):
+    url: str
+    pid: int
+
+
 @contextlib.contextmanager
-def _running(command: list[str], port: int, cwd: str | None = None) -> Iterator[str]:
+def _running(command: list[str], port: int, cwd: str | None = None) -> Iterator[Peer]:
     program = subprocess.Popen(command, cwd=cwd)
     try:
         for _ in range(200):
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.2):
                 break
             time.sleep(0.05)
-        yield f"http://127.0.0.1:{port}"
+        yield Peer(f"http://127.0.0.1:{port}", program.pid)
     finally:
         program.kill()
         program.wait(10)
 
 
 @contextlib.contextmanager
-def bare(folder: str) -> Iterator[str]:
+def bare(folder: str) -> Iterator[Peer]:
     """Takes a body at /up, and gives the folder's file `down` at /down."""
     port = processes.choose_port()
-    with _running([sys.executable, "-c", _BARE, str(port), folder], port) as url:
-        yield url
+    with _running([sys.executable, "-c", _BARE, str(port), folder], port) as peer:
+        yield peer
 
 
 @contextlib.contextmanager
-def tus(folder: str) -> Iterator[str | None]:
+def tus(folder: str) -> Iterator[Peer | None]:
     """@tus/server at /files; None where it is not installed."""
     node = shutil.which("node")
     if node is None or not (NODE_PACKAGES / "node_modules" / "@tus" / "server").exists():
@@ -93,14 +99,14 @@ def tus(folder: str) -> Iterator[str | None]:
     store.mkdir()
     port = processes.choose_port()
     try:
-        with _running([node, str(script), str(port), str(store)], port, str(NODE_PACKAGES)) as url:
-            yield url
+        with _running([node, str(script), str(port), str(store)], port, str(NODE_PACKAGES)) as peer:
+            yield peer
     finally:
         script.unlink()
 
 
 @contextlib.contextmanager
-def nginx(folder: str) -> Iterator[str | None]:
+def nginx(folder: str) -> Iterator[Peer | None]:
     """The folder's file `down` at /down, by sendfile; None where there is no nginx."""
     found = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
     if found is None:
@@ -114,5 +120,5 @@ def nginx(folder: str) -> Iterator[str | None]:
     port = processes.choose_port()
     config = base / "nginx.conf"
     config.write_text(_NGINX.format(folder=base, port=port))
-    with _running([found, "-e", "stderr", "-p", str(base), "-c", str(config)], port) as url:
-        yield url
+    with _running([found, "-e", "stderr", "-p", str(base), "-c", str(config)], port) as peer:
+        yield peer

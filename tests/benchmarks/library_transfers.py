@@ -14,7 +14,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -169,14 +169,15 @@ def run(system: System, device: Device, quick: bool) -> list[dict[str, Any]]:
         bare = stack.enter_context(library_peers.bare(folder))
         tus = stack.enter_context(library_peers.tus(folder))
         nginx = stack.enter_context(library_peers.nginx(folder))
-        ups: dict[str, Callable[[], float]] = {"uvicorn + Starlette, no hash": lambda: transfers.up_bare(bare)}
+        ups = [Side("uvicorn + Starlette, no hash", bare.pid, lambda: transfers.up_bare(bare.url))]
         if tus is not None:
-            ups["@tus/server, no hash"] = lambda: transfers.up_tus(tus)
-        downs: dict[str, Callable[[], float]] = {"Starlette's FileResponse": lambda: get(f"{bare}/down", {}, size)}
+            ups.append(Side("@tus/server, no hash", tus.pid, lambda: transfers.up_tus(tus.url)))
+        downs = [Side("Starlette's FileResponse", bare.pid, lambda: get(f"{bare.url}/down", {}, size))]
         if nginx is not None:
-            downs["nginx, sendfile"] = lambda: get(f"{nginx}/down", {}, size)
-        up = Measured(system.pids["gateway"], rounds, lambda: transfers.up(0), ups)
-        down = Measured(system.pids["gateway"], rounds, lambda: transfers.down(0), downs)
+            downs.append(Side("nginx, sendfile", nginx.pid, lambda: get(f"{nginx.url}/down", {}, size)))
+        gateway = system.pids["gateway"]
+        up = Measured(Side("", gateway, lambda: transfers.up(0)), ups, rounds)
+        down = Measured(Side("", gateway, lambda: transfers.down(0)), downs, rounds)
     what = f"of {size // MIB} MiB"
     return [
         *up.rows(f"upload {what}, BLAKE3 and SHA-256 checked", size, ">= 1.25 x @tus/server; <= 100 MB"),
@@ -184,38 +185,59 @@ def run(system: System, device: Device, quick: bool) -> list[dict[str, Any]]:
     ]
 
 
-class Measured:
-    """Ours and every peer's seconds, in rotation; the first round, in which files get their pages, does not count."""
+class Side:
+    """A server, and how its work is run; what it took of the clock and of the processor."""
 
-    def __init__(
-        self, pid: int, rounds: int, ours: Callable[[], float], peers: Mapping[str, Callable[[], float]]
-    ) -> None:
-        self.ours: list[float] = []
-        self.peers: dict[str, list[float]] = {name: [] for name in peers}
-        with Peak(pid) as self.peak:
+    def __init__(self, name: str, pid: int, run: Callable[[], float]) -> None:
+        self.name, self._run, self._stat = name, run, Path(f"/proc/{pid}/stat")
+        self.pid = pid
+        self.seconds: list[float] = []
+        self.cpu_s: list[float] = []
+
+    def _cpu_s(self) -> float:
+        fields = self._stat.read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def run(self) -> None:
+        before = self._cpu_s()
+        self.seconds.append(self._run())
+        self.cpu_s.append(self._cpu_s() - before)
+
+
+class Measured:
+    """Ours and every peer's, in rotation; the first round, in which files get their pages, does not count."""
+
+    def __init__(self, ours: Side, peers: Sequence[Side], rounds: int) -> None:
+        self.ours, self.peers = ours, peers
+        with Peak(ours.pid) as self.peak:
             for number in range(rounds + 1):
-                turns = [(self.ours, ours), *((self.peers[name], peer) for name, peer in peers.items())]
-                for found, run in turns if number % 2 else turns[::-1]:
-                    seconds = run()
-                    if number:
-                        found.append(seconds)
+                for side in (ours, *peers) if number % 2 else (*reversed(peers), ours):
+                    side.run()
+        for side in (ours, *peers):
+            del side.seconds[0], side.cpu_s[0]
 
     def rows(self, what: str, size: int, must: str) -> list[dict[str, Any]]:
         return [
             {
                 "section": SECTION,
                 "what": what,
-                "MiB/s": _rate(size, self.ours),
-                "peer": name,
-                "peer_MiB/s": _rate(size, theirs),
-                "ratio": f"{statistics.median(b / a for a, b in zip(self.ours, theirs, strict=True)):.2f}",
+                "MiB/s": _rate(size, self.ours.seconds),
+                "cpu_s": f"{statistics.median(self.ours.cpu_s):.2f}",
+                "peer": peer.name,
+                "peer_MiB/s": _rate(size, peer.seconds),
+                "peer_cpu_s": f"{statistics.median(peer.cpu_s):.2f}",
+                "ratio": _ratio(self.ours.seconds, peer.seconds),
                 "peak_MB": f"{self.peak.most:.0f}",
                 "before_MB": f"{self.peak.before:.0f}",
                 "must": must,
             }
-            for name, theirs in self.peers.items()
+            for peer in self.peers
         ]
 
 
 def _rate(size: int, seconds: list[float]) -> str:
     return f"{size / MIB / statistics.median(seconds):.0f}"
+
+
+def _ratio(ours: list[float], theirs: list[float]) -> str:
+    return f"{statistics.median(b / a for a, b in zip(ours, theirs, strict=True)):.2f}"
