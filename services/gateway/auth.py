@@ -165,7 +165,8 @@ class Authenticator:
             principal = await self._bearer(credential)
         if principal is not None and principal.kind not in dialect.admits:
             principal = None
-        await self._limit(scope, dialect, principal)
+        if self._counted.counts(dialect.family):
+            await self._limit(scope, dialect, principal)
         if principal is None:
             raise errors.Unauthenticated
         if needs is not None and not principal.may(needs):
@@ -215,7 +216,8 @@ class Authenticator:
 
     async def welcome(self, scope: Any, dialect: dialects.Dialect) -> None:
         """Counts a request to a route that is open to anybody. Raises RateLimited."""
-        await self._limit(scope, dialect, None)
+        if self._counted.counts(dialect.family):
+            await self._limit(scope, dialect, None)
 
     async def meter(self, scope: Any, dialect: dialects.Dialect) -> limits.Allowance | None:
         """Counts a request that reached no route, for the credential that it shows."""

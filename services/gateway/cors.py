@@ -21,7 +21,8 @@ _PREFLIGHT: tuple[headers.Pair, ...] = (
 )
 _EXPOSED: headers.Pair = (
     b"access-control-expose-headers",
-    b"Location, Retry-After, Undrift-Position, X-RateLimit-Limit, X-RateLimit-Remaining, X-Request-Id,"
+    b"Location, Retry-After, Undrift-Position, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset,"
+    b" X-Request-Id,"
     b" Tus-Resumable, Tus-Version, Tus-Extension, Tus-Max-Size, Tus-Checksum-Algorithm, Upload-Offset, Upload-Length,"
     b" Upload-Metadata, Upload-Expires, Upload-Concat, Undrift-Conflict, Undrift-Sequence",
 )

@@ -16,7 +16,7 @@ log = structlog.get_logger("gateway")
 
 _ALLOW = "select granted, used, reset_ms from undrift.allow($1, $2, $3)"
 _SWEEP = "delete from undrift.allowances where seen_at < clock_timestamp() - $1 * interval '1 second'"
-_TROUBLE = (*CONNECTION_LOST, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError)
+_TROUBLE = (*CONNECTION_LOST, asyncpg.PostgresError, asyncpg.InterfaceError)
 _PAUSE_S = 1.0
 
 
@@ -72,7 +72,7 @@ class Shared:
             try:
                 async with asyncio.timeout(self._patience_s):
                     await self._ask_for(asked)
-            except _TROUBLE as error:
+            except Exception as error:  # whatever it is, nobody's request fails of it
                 if asyncio.get_running_loop().time() >= self._away_until:
                     log.warning("requests are counted by this gateway alone", reason=type(error).__name__)
                 self._away_until = asyncio.get_running_loop().time() + _PAUSE_S
