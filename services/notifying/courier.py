@@ -28,6 +28,7 @@ _PAGE = 500
 #: Failures in a row after which an endpoint is left alone for a while, and those without which it is not disabled.
 _HOLD_AFTER, _DISABLE_AFTER = 3, 5
 _GONE = 410
+_UNREADABLE = "the event cannot be read"
 _BUSY = (429, 503)
 _FIXED = b"User-Agent: Undrift\r\nContent-Type: application/json\r\nAccept: */*\r\n"
 _TROUBLE = (*CONNECTION_LOST, asyncpg.PostgresError, errors.Unavailable)
@@ -182,7 +183,7 @@ class Courier:
             log.warning("the notifier waits for Postgres", reason=type(trouble).__name__)
             return await asyncio.sleep(self._office.retry_s)
         except Unreadable:
-            answer, error = None, "the event cannot be read"
+            answer, error = None, _UNREADABLE
         except (posts.Failed, errors.Error) as failed:
             answer, error = None, str(failed)
         except Exception as failed:  # an error of ours must not hold up the queue
@@ -253,7 +254,7 @@ class Courier:
         if self._health.failures >= _DISABLE_AFTER and (now - since).total_seconds() >= settings.disable_after_s:
             self._disable(f"It failed for {settings.disable_after_s:g} seconds")
             return now
-        if answer is None and error == "the event cannot be read":
+        if answer is None and error == _UNREADABLE:
             return None
         first = row.first_at or at
         end = max(first, row.made_at or first) + timedelta(seconds=settings.give_up_s)
