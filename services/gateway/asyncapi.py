@@ -43,6 +43,7 @@ _CLOUD_EVENT: Mapping[str, Any] = {
         "Undrift-Schema": {**_NUMBER_IN_TEXT, "description": "The version of the event's fields."},
         "Undrift-Metadata": {**_TEXT, "description": "JSON: who, why and in which chain."},
         "Undrift-Hash": {**_TEXT, "description": "Only where the event is too large: read it from the HTTP feed."},
+        "Undrift-Clear": {**_TEXT, "description": "Where personal fields are in clear: the hash of what is stored."},
     },
     "required": ["ce-specversion", "ce-id", "ce-type", "ce-source", "ce-time", "ce-subject", "Undrift-Position"],
 }
