@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,9 +17,10 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig
 
+from domain import errors
 from infra import callout, config, embedded, outside, permissions, processes, subjects
 from infra.bus import Bus
-from infra.jetstream import Stream
+from infra.jetstream import Refused, Stream
 from services.consumers_gate import Gate, Known
 from tests.journeys.system import until
 
@@ -53,7 +55,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     passwords = {user: f"word-of-{user}" for user in permissions.USERS}
     shared = {f"{user.upper()}_PASSWORD": f'"{word}"' for user, word in passwords.items()}
     urls = ", ".join(f'"nats-route://route:word@127.0.0.1:{port}"' for port in routes)
-    shared |= {"PASSWORD": '"word"', "ISSUER": callout.Issuer("a secret").public, "ROUTES": f"[{urls}]"}
+    shared |= {"PASSWORD": '"word"', "ISSUER_PASSWORD": "a secret", "ROUTES": f"[{urls}]"}
     running = []
     for number, (client, route) in enumerate(zip(clients, routes, strict=True)):
         text = CONF.read_text().replace("port: 4222", f"port: {client}").replace("port: 6222", f"port: {route}")
@@ -61,7 +63,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         file.write_text(text.replace("127.0.0.1:8222", "127.0.0.1:-1"))
         own = {**shared, "NODE": f'"nats-{number}"', "STORE": f'"{base / str(number)}"'}
         with open(base / f"{number}.log", "wb") as log:
-            command = [str(embedded.nats_server()), "-c", str(file)]
+            command = [sys.executable, "-m", "infra.deploy.nats", str(file)]
             running.append(subprocess.Popen(command, env={**os.environ, **own}, stdout=log, stderr=log))
     logs = [base / f"{number}.log" for number in range(3)]
     assert until(lambda: all("Server is ready" in log.read_text() for log in logs)), logs[0].read_text()
@@ -84,6 +86,16 @@ class Opened(NamedTuple):
     relay: Bus
 
 
+async def created(stream: Stream, replicas: int) -> bool:
+    """False while the nodes of a cluster do not know each other yet."""
+    try:
+        await stream.delete()
+        await stream.create({"subjects": ["evt.>"], "num_replicas": replicas})
+    except (Refused, errors.TimedOut, errors.Unavailable):
+        return False
+    return True
+
+
 @pytest.fixture
 async def opened(place: Place) -> AsyncIterator[Opened]:
     """A stream with events of two tenants, and somebody who answers for two credentials, one of each."""
@@ -91,9 +103,10 @@ async def opened(place: Place) -> AsyncIterator[Opened]:
     for bus in (feeds, relay):
         await bus.connect()
         assert await bus.ready(20)
-    stream = Stream(relay, "EVENTS", timeout=20)
-    await stream.delete()
-    await stream.create({"subjects": ["evt.>"], "num_replicas": len(place.ports)})
+    stream = Stream(relay, "EVENTS", timeout=5)
+    async with asyncio.timeout(120):
+        while not await created(stream, len(place.ports)):
+            await asyncio.sleep(0.2)
     for number in range(6):
         tenant = "main" if number % 2 == 0 else "other"
         await relay.request(subjects.event(tenant, "_", "jobs.queued"), b"%d" % number, 10)

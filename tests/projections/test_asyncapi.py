@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import shutil
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,8 @@ from tests.domain.test_events import examples
 from tests.projections.histories import World, fill, open_store
 
 SCHEMA = Path(__file__).parents[1] / "data" / "asyncapi-3.0.0.json"
+PARSER = Path(__file__).parents[1] / "doubles" / "asyncapi_parser.mjs"
+PACKAGES = Path(os.environ.get("UNDRIFT_NODE_PACKAGES", str(Path(__file__).parents[2])))
 
 
 @functools.cache
@@ -60,6 +65,17 @@ def test_it_is_an_asyncapi_document() -> None:
     assert [error.message for error in public.iter_errors(document())] == []
     broken = {**document(), "channels": {"x": {"address": 5}}}
     assert not public.is_valid(broken)
+
+
+def test_its_public_parser_finds_nothing_wrong(tmp_path: Path) -> None:
+    node = shutil.which("node")
+    if node is None or not (PACKAGES / "node_modules" / "@asyncapi" / "parser").is_dir():
+        pytest.skip("not installed: npm install @asyncapi/parser, and UNDRIFT_NODE_PACKAGES names where")
+    file = tmp_path / "asyncapi.json"
+    file.write_text(json.dumps(document()))
+    command: list[str | Path] = [node, PARSER, PACKAGES, file]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (ran.returncode, ran.stdout) == (0, ""), ran.stdout + ran.stderr
 
 
 def test_every_reference_leads_somewhere() -> None:
