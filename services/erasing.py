@@ -64,6 +64,21 @@ limit 1
 """
 
 
+# What somebody on the list must not have.
+_LEFT = """
+select l.subject, w.what from unnest($1::text[], $2::text[]) as l(tenant, subject) cross join lateral (
+    select 'a key' as what from undrift_keys.subjects k
+        where k.tenant = l.tenant and k.subject = l.subject and k.wrapped is not null
+    union all select 'blobs' where exists
+        (select from undrift.stored s where s.tenant = l.tenant and s.owner = l.subject)
+    union all select 'uploads' where exists
+        (select from undrift.uploads u where u.tenant = l.tenant and u.owner = l.subject)
+    union all select 'sessions' where exists
+        (select from undrift.sessions s where s.tenant = l.tenant and s.owner = l.subject)
+) w order by 1, 2 limit 5
+"""
+
+
 class Extent(Struct, frozen=True):
     """What there is of a person: events in the log, devices that were ever registered, blobs of the library with their
     bytes, uploads under way, sessions."""
@@ -119,17 +134,12 @@ class Eraser:
         assert row is not None
         return Extent(**dict(row))
 
-    async def is_complete(self, tenant: str, subject: str) -> bool:
-        """Whether it was carried out, in this log, in every place."""
-        done: bool = await self._database.fetchval(
-            "select exists (select from undrift.erasures where tenant = $1 and subject = $2)", tenant, subject
-        )
-        return done
-
     async def pending(self) -> list[Entry]:
         """Those of the list whose erasure this log does not know to be complete."""
-        entries = self._list.all()
-        return [entry for entry in entries if not await self.is_complete(entry.tenant, entry.subject)]
+        if not (entries := self._list.all()):
+            return []
+        done = {tuple(row) for row in await self._database.fetch("select tenant, subject from undrift.erasures")}
+        return [entry for entry in entries if (entry.tenant, entry.subject) not in done]
 
     async def erase(self, tenant: str, subject: str) -> Report:
         """Everything. Once this has begun it is carried out, by this call or by the core process."""
@@ -379,10 +389,8 @@ async def honour(store: Store, directory: Path) -> int:
 
 async def unfinished(store: Store, directory: Path) -> list[str]:
     """What a doctor says of each person who is not erased everywhere."""
-    eraser = Eraser(store, directory)
-    found = [f"{entry.subject} is not erased everywhere yet" for entry in await eraser.pending()]
-    for entry in Erasures(directory).all():
-        extent = await eraser.extent(entry.tenant, entry.subject)
-        if extent.blobs or extent.uploads or extent.sessions:
-            found.append(f"{entry.subject} is erased and has {extent.blobs} blobs, {extent.sessions} sessions")
-    return found
+    found = [f"{entry.subject} is not erased everywhere yet" for entry in await Eraser(store, directory).pending()]
+    entries = Erasures(directory).all()
+    tenants, subjects = [entry.tenant for entry in entries], [entry.subject for entry in entries]
+    rows = await store.database.fetch(_LEFT, tenants, subjects)
+    return found + [f"{row['subject']} is erased and has {row['what']}" for row in rows]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
@@ -20,7 +21,7 @@ from tests.journeys import libraries
 from tests.journeys.canaries import Canary, erase, somebody
 from tests.journeys.libraries import created
 from tests.journeys.sse import follow
-from tests.journeys.system import ADMIN, System, until
+from tests.journeys.system import ADMIN, UNDRIFT, System, until
 
 SHARED = b"a picture that somebody else has, too"
 
@@ -194,3 +195,16 @@ def test_of_very_many_messages_the_whole_stream_is_made_anew(system: System) -> 
     assert canary.found() == {}
     assert until(lambda: system.undrift("doctor")["well"])
     assert system.log.read_bytes().count(b"the stream is made anew") == made + 1
+
+
+def test_a_doctor_sees_what_an_erased_person_should_not_have(system: System) -> None:
+    canary = Canary(system)
+    assert erase(system, canary.user.id, "--yes").returncode == 0
+    row = "insert into undrift.stored values ('main', %s, repeat('a', 64), repeat('b', 64), 1) returning owner"
+    assert system.sql(row, canary.user.id) == [(canary.user.id,)]
+    command = [UNDRIFT, "doctor", "--json", "--data-dir", str(system.directory)]
+    said = json.loads(subprocess.run(command, capture_output=True, text=True, timeout=120).stdout)
+    [finding] = [one for one in said["findings"] if one["check"] == "erasures"]
+    assert (finding["well"], finding["summary"]) == (False, f"{canary.user.id} is erased and has blobs")
+    system.sql("delete from undrift.stored where owner = %s returning 1", canary.user.id)
+    assert until(lambda: system.undrift("doctor")["well"])
