@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 
+import structlog
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from infra import config
 from infra.traces import Attribute, Kind, Span, checked
+
+log = structlog.get_logger("traces")
 
 _KINDS = {
     "internal": SpanKind.INTERNAL,
@@ -26,6 +30,7 @@ _KINDS = {
 }
 _EVERY_MS = 1000
 _PATIENCE_S = 3
+_LAST_S = 2
 _LINKS = 32
 
 
@@ -49,16 +54,37 @@ class Recording(Span):
         self._span.end()
 
 
+class _Told(SpanExporter):
+    """Says once that the collector takes nothing, and once that it does again."""
+
+    def __init__(self, exporter: SpanExporter) -> None:
+        self._exporter, self._failing = exporter, False
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        result = self._exporter.export(spans)
+        failing = result is not SpanExportResult.SUCCESS
+        if failing != self._failing:
+            self._failing = failing
+            log.warning("traces are lost: the collector takes none" if failing else "the collector takes traces again")
+        return result
+
+    def shutdown(self) -> None:
+        self._exporter.shutdown()
+
+    def force_flush(self, timeout_millis: int = _PATIENCE_S * 1000) -> bool:
+        return self._exporter.force_flush(timeout_millis)
+
+
 class Exporting:
     """What a client asked to trace, or not to, is done so; of the rest a part. A collector that is away costs spans and
     nothing else."""
 
     def __init__(self, settings: config.Traces, process: str) -> None:
-        logging.getLogger("opentelemetry").setLevel(logging.ERROR)
+        logging.getLogger("opentelemetry").setLevel(logging.CRITICAL + 1)  # it says so each second
         resource = Resource.create({"service.name": settings.service, "undrift.process": process})
         sampler = ParentBased(TraceIdRatioBased(settings.ratio))
         self._provider = TracerProvider(sampler=sampler, resource=resource, shutdown_on_exit=False)
-        exporter = OTLPSpanExporter(endpoint=settings.endpoint, timeout=_PATIENCE_S)
+        exporter = _Told(OTLPSpanExporter(endpoint=settings.endpoint, timeout=_PATIENCE_S))
         self._provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=_EVERY_MS))
         self._tracer = self._provider.get_tracer("undrift")
 
@@ -76,8 +102,10 @@ class Exporting:
         )
 
     def close(self) -> None:
-        self._provider.force_flush(_PATIENCE_S * 1000)
-        self._provider.shutdown()
+        """A collector that does not answer is not waited for: the rest of its spans is lost."""
+        closing = threading.Thread(target=self._provider.shutdown, daemon=True)
+        closing.start()
+        closing.join(_LAST_S)
 
 
 def _context(traceparent: str) -> SpanContext:

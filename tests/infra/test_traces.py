@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 
 import pytest
+import structlog
 
 from infra import config, traces
 from tests.doubles.collector import Collector, collecting
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+#: For a Python of its own to be there, on a machine with other things to do.
+START_S = 10
 UNSAMPLED = PARENT[:-1] + "0"
 
 
@@ -131,14 +135,27 @@ def test_an_endpoint_is_an_address(endpoint: str) -> None:
 
 
 def test_a_collector_that_refuses_or_is_away_costs_nothing_but_spans() -> None:
-    with collecting(400) as refusing:
+    with collecting(400) as refusing, structlog.testing.capture_logs() as logs:
         begin(refusing)
-        with traces.span("lost"):
-            pass
+        for _ in range(1500):  # more than one batch
+            with traces.span("lost"):
+                pass
         traces.close()
+    assert [line["event"] for line in logs] == ["traces are lost: the collector takes none"]
     away = Collector()
     away.url = "http://127.0.0.1:1/v1/traces"
     begin(away)
     with traces.span("lost"):
         pass
     traces.close()
+
+
+def test_a_collector_that_never_answers_does_not_keep_a_process_from_its_end() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        program = (
+            "from infra import config, traces;"
+            f"traces.setup(config.Traces(endpoint='http://127.0.0.1:{silent.getsockname()[1]}/v1/traces'), 'x');"
+            "[traces.span('lost').end() for _ in range(5000)];"
+            "traces.close()"
+        )
+        subprocess.run([sys.executable, "-c", program], check=True, timeout=10 + START_S)
