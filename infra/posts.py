@@ -47,6 +47,7 @@ class _Line(asyncio.Protocol):
         self._retry_after: str | None = None
         self._received = 0
         self._whole = True
+        self._resting = False
         self._timer: asyncio.TimerHandle | None = None
         self.transport: asyncio.Transport | None = None
         self.since = 0.0
@@ -64,8 +65,12 @@ class _Line(asyncio.Protocol):
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             return self.end("the answer was not HTTP")
-        if self._received > _MOST and not self._whole:
+        if self._whole or self._waiter is None or not (self._waiter.done() or self._received > _MOST):
+            return None
+        if self._received > _MOST:
             self.end("the answer was too large")
+        elif not self._resting:
+            self._rest()
         return None
 
     def eof_received(self) -> bool:
@@ -111,19 +116,17 @@ class _Line(asyncio.Protocol):
     async def ask(self, request: bytes, deadline: float) -> Answer:
         """The answer as soon as its status is known. Raises Failed."""
         assert self.transport is not None
-        self._waiter = self._loop.create_future()
-        self._retry_after, self._received, self._whole = None, 0, False
+        waiter: asyncio.Future[Answer] = self._loop.create_future()
+        self._waiter = waiter
+        self._retry_after, self._received, self._whole, self._resting = None, 0, False, False
         self._timer = self._loop.call_at(deadline, self.end, "there was no answer in time")
         self.transport.write(request)
         try:
-            answer = await self._waiter
+            return await waiter
         except BaseException:
-            self.end("")
+            if self._waiter is waiter:
+                self.end("")
             raise
-        if not self._whole:
-            self._disarm()
-            self._timer = self._loop.call_later(_REST_S, self.end, "")
-        return answer
 
     def end(self, reason: str) -> None:
         """Closes it; whoever waits is told why."""
@@ -133,6 +136,12 @@ class _Line(asyncio.Protocol):
         if self.transport is not None:
             self.transport.abort()
             self.transport = None
+
+    def _rest(self) -> None:
+        """Its status is known. Whoever asked goes on, and by then somebody else may be asking: all is settled here."""
+        self._disarm()
+        self._resting = True
+        self._timer = self._loop.call_later(_REST_S, self.end, "")
 
     def _disarm(self) -> None:
         if self._timer is not None:

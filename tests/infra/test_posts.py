@@ -177,3 +177,22 @@ async def test_certificates_are_checked(tmp_path: Path) -> None:
                 with pytest.raises(posts.Failed, match="TLS"):
                     await mine.post(b"", b"{}", 5)
             assert len(server.requests) == good
+
+
+async def test_many_at_once_on_few_connections_each_have_the_whole_time() -> None:
+    """Whoever takes a connection over before the one who had it has gone on is not cut off by what that one settles."""
+
+    async def answer(number: int, writer: asyncio.StreamWriter) -> bool:
+        if number > 8:
+            await asyncio.sleep(1.3)
+        writer.write(OK)
+        return True
+
+    async with serving(answer) as server, poster(server) as mine:
+
+        async def work() -> None:
+            for _ in range(3):
+                assert (await mine.post(b"", b"{}", 5)).status == 200
+
+        await asyncio.gather(*(work() for _ in range(4)))
+        assert len(server.requests) == 12
