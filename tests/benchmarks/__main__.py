@@ -9,7 +9,7 @@ import os
 import time
 from typing import Any
 
-MODULES = ("append", "http", "projector", "relay", "files", "collections", "streams", "library", "webhooks")
+MODULES = ("append", "http", "projector", "relay", "files", "collections", "streams", "library", "webhooks", "consumers")
 
 
 def main() -> None:
