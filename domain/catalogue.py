@@ -38,6 +38,8 @@ def _public() -> Mapping[str, tuple[type[messages.Event], ...]]:
 
 #: public name -> the classes whose events go out under it
 PUBLIC: Mapping[str, tuple[type[messages.Event], ...]] = _public()
+#: All that an endpoint can be sent.
+SENT: Mapping[str, tuple[type[messages.Event], ...]] = {**PUBLIC, TEST: (events.REGISTRY[TEST],)}
 
 
 def matches(wanted: Iterable[str], name: str) -> bool:

@@ -174,9 +174,9 @@ def _nats(kinds: Iterable[type[messages.Event]]) -> Parts:
 
 
 def _webhooks(schemas: dict[str, Any]) -> Parts:
-    """A channel for each public name; adds the schemas of their bodies."""
+    """A channel for each name that is sent; adds the schemas of their bodies."""
     channels, operations, described = {}, {}, {}
-    for name, kinds in catalogue.PUBLIC.items():
+    for name, kinds in catalogue.SENT.items():
         key = f"webhook.{name}"
         schemas[webhook_schema_of(name)] = _body(name, kinds)
         described[key] = _message(name, kinds[0], webhook_schema_of(name), "SignedHeaders")

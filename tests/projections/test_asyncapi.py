@@ -95,7 +95,7 @@ def test_every_reference_leads_somewhere() -> None:
 
 
 def test_every_event_and_every_public_name_has_a_channel() -> None:
-    expected = {f"nats.{topic}" for topic in events.REGISTRY} | {f"webhook.{name}" for name in catalogue.PUBLIC}
+    expected = {f"nats.{topic}" for topic in events.REGISTRY} | {f"webhook.{name}" for name in catalogue.SENT}
     assert set(document()["channels"]) == expected
     assert document()["channels"]["nats.jobs.completed"]["address"] == "evt.{tenant}.{owner}.jobs.completed"
 
