@@ -21,6 +21,7 @@ from services.gateway import webhooks_shapes
 ROOT = Path(os.environ["FUZZED_ROOT"])
 FAILED = os.environ["FUZZED_JOBS"].split(",")
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
+MADE = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 KEY = re.compile(r"[!-~]{1,255}")
 NETWORK = ("/api/admin/sync", "/api/admin/servers/parity", "/api/data/servers", "/api/data/users/search")
 SERVER = "RAIDA1"
@@ -74,6 +75,9 @@ def before_call(context: HookContext, case: Case[Any], kwargs: dict[str, Any]) -
         if case.query:
             case.query.pop("device_id", None)
     given = case.path_parameters or {}
+    kept = PEOPLE["ids"]["device_id"]
+    if case.operation.method.upper() == "DELETE" and given.get("device_id") in kept["any"]:
+        case.path_parameters["device_id"] = kept["DELETE /api/v1/sync/devices/{device_id}"][0]  # others need it
     for name, known in PEOPLE["ids"].items():
         text = given.get(name)
         if isinstance(text, str) and text and zlib.crc32(text.encode(errors="replace")) % 2:
@@ -84,6 +88,8 @@ def before_call(context: HookContext, case: Case[Any], kwargs: dict[str, Any]) -
                 "{other_id}",
             ):
                 continue  # the others have theirs already
+            if name == "device_id" and MADE.fullmatch(text):
+                continue  # the scenario's own, which is to be found
             mine = known.get(case.operation.label, known["any"])
             case.path_parameters[name] = mine[zlib.crc32(text.encode(errors="replace")) // 2 % len(mine)]
 
