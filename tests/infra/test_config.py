@@ -20,7 +20,7 @@ def sample(hint: Any) -> Any:
     if hint == config.Format:
         return "json"
     if hint is bool:
-        return False  # every plain switch is on by default
+        return False
     if get_origin(hint) is Annotated:
         inner, *about = get_args(hint)
         bounds = [each.ge for each in about if isinstance(each, msgspec.Meta) and each.ge is not None]
@@ -61,6 +61,8 @@ def test_every_setting_is_read_from_the_file_and_from_the_environment(
     setting: configfile.Setting, tmp_path: Path
 ) -> None:
     value = sample(setting.hint)
+    if setting.hint is bool:
+        value = not value_of(configfile.load(None, {}), setting.dotted)
     tree: dict[str, Any] = {}
     configfile._put(tree, setting.dotted, value)
     from_file = configfile.load(in_a_file(tmp_path, msgspec.json.encode(tree).decode(), "undrift.json"), {})

@@ -124,6 +124,8 @@ async def test_what_a_copy_or_a_restore_leaves_out_is_given_again(database: str)
 #: What the role may do beside reading.
 _MAY = {
     "undrift.allowances": {"insert", "update", "delete"},
+    "undrift.erasures": {"insert", "update"},
+    "undrift.session_leases": {"insert", "update", "delete"},
     "undrift.epochs": {"insert"},
     "undrift.events": set(),
     "undrift.commands": set(),
