@@ -4,8 +4,10 @@ configuration says more."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import socket
+import threading
 import unicodedata
 from collections.abc import Awaitable, Callable, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
@@ -219,6 +221,29 @@ def _may_be_here(host: str) -> bool:
 
 
 async def system_resolver(host: str, port: int) -> list[str]:
-    """What the operating system says."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [str(info[4][0]) for info in found]
+    """What the operating system says. Each name has a thread of its own: a name server that is silent for half a minute
+    holds nobody else up, and not the end of the process. Raises OSError where the name leads nowhere."""
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[list[str]] = loop.create_future()
+
+    def settle(found: list[str] | OSError) -> None:
+        if answer.done():
+            return
+        if isinstance(found, OSError):
+            answer.set_exception(found)
+        else:
+            answer.set_result(found)
+
+    def look() -> None:
+        found: list[str] | OSError
+        try:
+            found = [str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+        except OSError as error:
+            found = error
+        except UnicodeError:
+            found = OSError("that is no name")
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(settle, found)
+
+    threading.Thread(target=look, name="lookup", daemon=True).start()
+    return await answer

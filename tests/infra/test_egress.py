@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -225,3 +226,9 @@ async def test_the_looser_rules_for_this_machine_lead_nowhere_else() -> None:
 async def test_a_name_that_leads_nowhere() -> None:
     with pytest.raises(posts.Failed):
         await post("https://nowhere.example/", PUBLIC, [])
+
+
+async def test_the_resolver_of_the_system() -> None:
+    assert set(await egress.system_resolver("localhost", 80)) <= {"127.0.0.1", "::1"}
+    with pytest.raises(socket.gaierror):
+        await egress.system_resolver("nowhere.invalid", 80)
