@@ -110,8 +110,7 @@ async def test_nobody_waits_for_those_who_are_evil(world: World) -> None:
     good = await world.subscribe("ok/good")
     world.start()
     await world.say(200, streams=20)
-    rows = await world.settled(good, 200)
-    assert {(row["state"], row["attempts"]) for row in rows} == {("delivered", 1)}
+    assert {row["state"] for row in await world.settled(good, 200)} == {"delivered"}
     for path in ("slow-5", "dripping", "huge", "redirect-127.0.0.1", "dead", "close"):
         found = await world.rows(ids[path])
         assert {row["state"] for row in found} == {"pending"}, path
