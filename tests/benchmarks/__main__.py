@@ -9,7 +9,18 @@ import os
 import time
 from typing import Any
 
-MODULES = ("append", "http", "projector", "relay", "files", "collections", "streams", "library", "webhooks", "consumers")
+MODULES = (
+    "append",
+    "http",
+    "projector",
+    "relay",
+    "files",
+    "collections",
+    "streams",
+    "library",
+    "webhooks",
+    "consumers",
+)
 
 
 def main() -> None:
