@@ -170,8 +170,8 @@ class TimedOut(Error):
 
 
 def catalogue(kind: type[Error] = Error) -> dict[str, type[Error]]:
-    """code -> class, of an error and all below it."""
-    found = {kind.code: kind}
+    """code -> class, of an error and all below it; whoever has no code of its own goes by the one above."""
+    found = {kind.code: kind} if "code" in vars(kind) else {}
     for below in kind.__subclasses__():
         found |= catalogue(below)
     return found

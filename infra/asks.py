@@ -123,14 +123,8 @@ def error(code: str, data: bytes) -> errors.Error:
         said = msgspec.json.decode(data, type=_Said)
     except msgspec.MsgspecError:
         said = _Said("", {})
-    return _catalogue(errors.Error).get(code, errors.Error)(said.message or None, **said.details)
+    return errors.catalogue().get(code, errors.Error)(said.message or None, **said.details)
 
-
-def _catalogue(kind: type[errors.Error]) -> dict[str, type[errors.Error]]:
-    found = {kind.code: kind}
-    for each in kind.__subclasses__():
-        found |= _catalogue(each)
-    return found
 
 
 def _seconds(milliseconds: str) -> float:

@@ -141,9 +141,9 @@ def statuses(route: Route) -> list[int]:
     return sorted(found)
 
 
-def schema(made: msgspec.Raw) -> Reply:
+def schema(made: Mapping[str, Any] | msgspec.Raw) -> Reply:
     """`/schema/openapi.json`, and what else is a document for anybody."""
-    return Reply(200, bytes(made), [(b"access-control-allow-origin", b"*")])
+    return Reply(200, msgspec.json.encode(made), [(b"access-control-allow-origin", b"*")])
 
 
 def page() -> Reply:

@@ -159,7 +159,7 @@ def test_topics_choose_what_is_read(system: System, topics: str) -> None:
 
 def test_next_is_behind_what_is_of_other_topics(system: System) -> None:
     head = page(system)["head"]
-    found = page(system, "topics=webhooks.deleted")
+    found = page(system, "topics=servers.crashed")
     assert (found["events"], found["next"] >= head) == ([], True)
 
 

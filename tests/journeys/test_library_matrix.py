@@ -157,7 +157,7 @@ def test_keys_open_no_library_and_libraries_no_jobs(system: System, routes: list
     for route in routes:
         shape(ask(system, route, PATHS, ADMIN), route, 401)
     for route in all_routes(system):
-        if route.is_library:
+        if route.is_library or route.path.startswith("/api/v1/why/"):  # of which some kinds are people's
             continue
         for token in (bob.owner.token, bob.laptop.token):
             answer = system.call(route.method, route.where, route.body, token=token)
