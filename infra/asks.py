@@ -126,6 +126,5 @@ def error(code: str, data: bytes) -> errors.Error:
     return errors.catalogue().get(code, errors.Error)(said.message or None, **said.details)
 
 
-
 def _seconds(milliseconds: str) -> float:
     return int(milliseconds) / 1000 if milliseconds.isascii() and milliseconds.isdecimal() else _PATIENCE_S
