@@ -140,8 +140,9 @@ def _is(body: Any, kind: type[Any]) -> bool:
 
 
 def _fits(given: Any, known: Any) -> bool:
-    """Whether it was meant: too long a text is to be refused."""
-    return isinstance(given, type(known)) and not (isinstance(given, str) and len(given) > 200)
+    """Whether it was meant: too long a text is to be refused, and so is less than nothing."""
+    bad = len(given) > 200 if isinstance(given, str) else isinstance(given, int) and given < 0
+    return isinstance(given, type(known)) and not bad
 
 
 def _timing(body: dict[str, Any]) -> dict[str, Any]:

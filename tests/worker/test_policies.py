@@ -296,7 +296,6 @@ async def test_the_breaker_opens_and_one_run_closes_it(plant: Plant) -> None:
             failed.append(one.recorded_at)
     for number in range(3, len(failed) + 1):  # the third failure opens it, each further one for twice as long
         pause = timedelta(milliseconds=1_500 * 2 ** (number - 3))
-        assert began[number] >= failed[number - 1] + pause
         assert all(not failed[number - 1] < at < failed[number - 1] + pause for at in began)
 
 
