@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field
 
@@ -307,6 +307,38 @@ class Panel(Struct, forbid_unknown_fields=True):
     max_change_fraction: Annotated[float, Meta(gt=0, le=1)] = 0.2
 
 
+class Servers(Struct, forbid_unknown_fields=True):
+    """How this node runs servers: their files below `directory` (empty: `servers` in the data directory), each a
+    process of this machine or a container, or nothing of it here (`none`).
+
+    `user`, a name or numbers such as `988:988`, owns processes and files; empty: whoever runs us, and 988:988 for root.
+    Below `allowed_mounts` lies what a server may have mounted. Who is told to end and does not is killed after
+    `stop_s`; who crashed twice within `crash_s` is not started again.
+    """
+
+    directory: str = ""
+    runtime: Literal["processes", "docker", "none"] = "processes"
+    user: str = ""
+    docker_socket: str = "/var/run/docker.sock"
+    timezone: str = "UTC"
+    allowed_mounts: list[str] = field(default_factory=list)
+    pids: Positive = 512
+    stop_s: Seconds = 60.0
+    crash_s: Seconds = 60.0
+    stats_s: Seconds = 1.0
+
+
+class Sftp(Struct, forbid_unknown_fields=True):
+    """SFTP to the files of servers; port 0: any, as ready.json then says."""
+
+    enabled: bool = True
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 2022
+    connections: Positive = 200
+    login_s: Seconds = 30.0
+    idle_s: Seconds = 300.0
+
+
 class Up(Struct, forbid_unknown_fields=True):
     """How patient the supervisor is: with a first sign of life, with silence after it, and at the end.
 
@@ -358,6 +390,8 @@ class Settings(Struct, forbid_unknown_fields=True):
     webhooks: Webhooks = field(default_factory=Webhooks)
     blobs: Blobs = field(default_factory=Blobs)
     panel: Panel = field(default_factory=Panel)
+    servers: Servers = field(default_factory=Servers)
+    sftp: Sftp = field(default_factory=Sftp)
     up: Up = field(default_factory=Up)
     integrations: list[IntegrationDeclared] = field(default_factory=list)
 
