@@ -51,16 +51,15 @@ async def _add(name: str, tenant: str, scope: tuple[str, ...], roots: tuple[str,
     from domain import errors, keys, messages, tenants
     from infra import secrets
     from infra.eventstore.recorder import Claimed
-    from services import cli_data
-    from services.gateway import auth
+    from services import cli_data, tokens
 
     async with cli_data.opened(instance) as data:
         if (await data.store.load(tenants, messages.stream(tenants.STREAM, tenants.FIRST, tenant))).state.name is None:
             raise Problem(Exit.FAILED, f"there is no tenant {tenant}; add it: undrift tenants add {tenant}")
         id = uuid.uuid4().hex[:20]
-        token = auth.token(id, secrets.token(data.master, "api key", id))
+        token = tokens.of_key(id, secrets.token(data.master, "api key", id))
         try:
-            command = keys.Add(name, auth.digest(token), tuple(sorted(auth.scopes(scope))), roots)
+            command = keys.Add(name, tokens.digest(token), tuple(sorted(tokens.scopes(scope))), roots)
             metadata = messages.Metadata(actor="system:cli")
             done = await data.store.execute(keys, id, command, tenant=tenant, metadata=metadata)
         except errors.Invalid as error:

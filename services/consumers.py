@@ -16,8 +16,8 @@ from infra import callout, outside, permissions, subjects
 from infra.bus import Bus
 from projections import consumers as consumers_read
 from services import consumers_rules as rules
+from services import tokens
 from services.consumers_gate import TRANSIENT, Gate, Known
-from services.gateway import auth
 from services.main import Process
 
 log = structlog.get_logger("consumers")
@@ -94,7 +94,7 @@ class Consumers:
         if not rules.ID.fullmatch(id) or not token or id in self._out():
             return None
         known, digest = await self._look_up(id)
-        return known if hmac.compare_digest(digest, auth.digest(token)) else None
+        return known if hmac.compare_digest(digest, tokens.digest(token)) else None
 
     async def _valid(self, id: str) -> Known | None:
         return (await self._look_up(id))[0] if rules.ID.fullmatch(id) else None

@@ -10,10 +10,9 @@ import structlog
 from domain import keys, tenants
 from infra import memory, secrets
 from infra.eventstore.recorder import Claimed
-from services import main
+from services import main, tokens
 from services.gateway import retention, server, sweep
 from services.gateway.app import Gateway
-from services.gateway.auth import digest
 from services.main import Process
 
 log = structlog.get_logger("gateway")
@@ -26,7 +25,7 @@ async def admit_admin(process: Process) -> None:
     await process.store.execute(tenants, tenants.FIRST, tenants.Add(tenants.FIRST))
     token = secrets.admin_token(process.settings.directory, process.master)
     try:
-        await process.store.execute(keys, ADMIN, keys.Add(ADMIN, digest(token), ("admin", "databases:raw")))
+        await process.store.execute(keys, ADMIN, keys.Add(ADMIN, tokens.digest(token), ("admin", "databases:raw")))
     except Claimed:
         log.warning("a key of another id is named admin")
 

@@ -24,7 +24,7 @@ from infra import secrets
 from infra.eventstore.recorder import Claimed
 from infra.eventstore.store import Wish
 from projections import accounts as accounts_read
-from services.gateway import auth
+from services import tokens
 from services.gateway.dialects import PINAKES, Reply, Timestamp, timestamp_ms
 from services.gateway.routes import Call, Route
 
@@ -136,7 +136,7 @@ async def login(call: Call) -> Any:
         id,
         row.tenant,
         row.id,
-        auth.digest(token),
+        tokens.digest(token),
         _client(call),
         timedelta(days=process.settings.auth.session_days),
     )

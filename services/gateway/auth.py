@@ -10,20 +10,20 @@ import hmac
 import ipaddress
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
 from msgspec import Struct
 
-from domain import errors, keys, tenants
+from domain import errors, tenants
 from infra.db import CONNECTION_LOST
+from services import tokens
 from services.gateway import dialects, headers, limits
 from services.gateway.cors import Cors
 
 Kind = Literal["key", "loopback", "user", "device", "node", "hook"]
 
 RATE = "undrift.rate"
-_TOKEN = re.compile(rb"ud[a-z]_[a-z0-9-]{1,64}_[A-Za-z0-9_-]{43}")
 _LOOPBACK_HOST = re.compile(rb"(?:localhost|127\.0\.0\.1|\[::1\])(?::[0-9]{1,5})?", re.IGNORECASE)
 _CAPACITY = 10_000
 
@@ -70,18 +70,6 @@ NODE = Principal(tenant=tenants.FIRST, id="panel", kind="node", name="the Panel"
 """The Panel: it opens family 5, and nothing else does."""
 
 Lookup = Callable[[str], Awaitable[Principal | None]]
-
-
-def token(key_id: str, secret: str) -> str:
-    """An API key as its owner sees it, once: `secret` is 32 bytes in unpadded base64url."""
-    made = f"udk_{key_id}_{secret}"
-    assert _TOKEN.fullmatch(made.encode()), "a key's id is lower-case letters, digits and -"
-    return made
-
-
-def digest(token: str) -> str:
-    """What is kept of a token: SHA-256, in hexadecimal."""
-    return hashlib.sha256(token.encode()).hexdigest()
 
 
 def require(principal: Principal, scope: str) -> None:
@@ -186,7 +174,7 @@ class Authenticator:
     async def _bearer(self, credential: bytes) -> Principal | None:
         scheme, _, raw = credential.partition(b" ")
         raw = raw.strip()
-        if scheme.lower() != b"bearer" or not _TOKEN.fullmatch(raw):
+        if scheme.lower() != b"bearer" or not tokens.PATTERN.fullmatch(raw):
             return None
         mark = hashlib.sha256(raw).hexdigest()
         entry = self._known.get(mark)
@@ -259,13 +247,3 @@ def is_loopback(scope: Any) -> bool:
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         return address.ipv4_mapped.is_loopback
     return address.is_loopback
-
-
-def scopes(names: Iterable[str]) -> frozenset[str]:
-    """Scopes as a key holds them; `jobs` alone stands for `jobs:read` and `jobs:write`. Raises Invalid."""
-    found: set[str] = set()
-    for name in names:
-        found |= {f"{name}:read", f"{name}:write"} if name in keys.AREAS else {name}
-    if unknown := sorted(found - keys.SCOPES):
-        raise errors.Invalid(f"Unknown scope {unknown[0]}; there are {', '.join(sorted(keys.SCOPES))}")
-    return frozenset(found)

@@ -13,7 +13,8 @@ from domain import consumers, errors, messages
 from infra import permissions, secrets, subjects
 from infra.eventstore.store import Wish
 from projections import consumers as consumers_read
-from services.gateway import auth, topics
+from services import tokens
+from services.gateway import topics
 from services.gateway.dialects import OURS, Reply, Timestamp, timestamp_ms
 from services.gateway.routes import Call, Route
 
@@ -96,7 +97,7 @@ async def issue(call: Call) -> Any:
         until = None
         if body.expires_in is not None:
             until = datetime.now(UTC) + timedelta(seconds=body.expires_in)
-        command = consumers.Issue(body.name, auth.digest(_token(call, id)), wanted, until)
+        command = consumers.Issue(body.name, tokens.digest(_token(call, id)), wanted, until)
         done = await call.execute([Wish(consumers, id, command, fresh=True)])
     # The token opens something once the read model knows it.
     await call.api.reads.reached(done.position, call.api.process.settings.gateway.read_wait_s)

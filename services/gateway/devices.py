@@ -14,7 +14,8 @@ from infra import secrets
 from infra.db import Database
 from infra.eventstore.store import Done, Wish
 from projections import devices as devices_read
-from services.gateway import as_of, auth
+from services import tokens
+from services.gateway import as_of
 from services.gateway.as_of import AS_OF, Moment
 from services.gateway.cursors import Cursors
 from services.gateway.dialects import PINAKES, Reply, Timestamp, timestamp_ms
@@ -239,7 +240,7 @@ async def register(call: Call) -> Any:
     if done is None:
         id = str(uuid.uuid4())
         command = devices.Register(
-            body.name, body.device_type, body.client_version, body.os_info, auth.digest(_token(call, id, 1))
+            body.name, body.device_type, body.client_version, body.os_info, tokens.digest(_token(call, id, 1))
         )
         done = await call.execute([Wish(devices, id, command, fresh=True)])
     # The token opens something once the read model knows it.
@@ -323,7 +324,7 @@ async def regenerate(call: Call) -> Any:
 async def _regenerate(call: Call, id: str) -> Done:
     while True:
         row = await _own_or_written(call, id)
-        token = auth.digest(_token(call, id, row.tokens + 1))
+        token = tokens.digest(_token(call, id, row.tokens + 1))
         try:
             return await call.execute([Wish(devices, id, devices.RegenerateToken(token, row.tokens + 1))])
         except errors.Conflict:  # somebody else did at the same moment

@@ -15,6 +15,7 @@ from litestar.types import Receive, Scope, Send
 
 from domain import errors, keys
 from infra import config
+from services import tokens
 from services.gateway import auth, dialects, limits
 from services.gateway.auth import Authenticator, Principal
 from services.gateway.cors import Cors
@@ -39,9 +40,9 @@ class Keys:
 
     def add(self, **fields: Any) -> str:
         number = f"k{len(self.principals)}"
-        made = auth.token(number, base64.urlsafe_b64encode(os.urandom(32)).rstrip(b"=").decode())
+        made = tokens.of_key(number, base64.urlsafe_b64encode(os.urandom(32)).rstrip(b"=").decode())
         principal = Principal(**{"tenant": "main", "id": number, "kind": "key", **fields})
-        self.principals[auth.digest(made)] = principal
+        self.principals[tokens.digest(made)] = principal
         return made
 
     async def look_up(self, mark: str) -> Principal | None:
@@ -145,7 +146,7 @@ async def test_only_the_hash_of_a_token_is_asked_for_and_remembered(stored: Keys
     clock.now += 6
     await admission.admit(request(token), JOBS)
 
-    assert stored.asked == [auth.digest(token)] * 2
+    assert stored.asked == [tokens.digest(token)] * 2
     assert token not in repr(vars(admission))
 
 
@@ -175,10 +176,10 @@ async def test_a_key_revoked_while_it_is_looked_up_is_refused(stored: Keys, cloc
 
 
 def test_scopes_may_be_named_by_their_area() -> None:
-    assert auth.scopes(["jobs", "files:read"]) == {"jobs:read", "jobs:write", "files:read"}
+    assert tokens.scopes(["jobs", "files:read"]) == {"jobs:read", "jobs:write", "files:read"}
     assert auth.LOOPBACK.scopes <= keys.SCOPES
     with pytest.raises(errors.Invalid):
-        auth.scopes(["jobs:execute"])
+        tokens.scopes(["jobs:execute"])
 
 
 @pytest.mark.parametrize("client", ["127.0.0.1", "127.8.9.1", "::1", "::ffff:127.0.0.1"])
