@@ -60,7 +60,8 @@ class Crowd:
         log = await whole(self._database)
         seen = [(note.id, note.event_id) for note in log]
         for read in await asyncio.gather(*reading):
-            assert read == seen[: len(read)]  # what was said behind the last command need not have been read
+            common = min(len(read), len(seen))  # what the system itself says behind the last command is read or not
+            assert read[:common] == seen[:common]
             assert self.acknowledged <= {id for _, id in read}
         stored = {note.event_id for note in log if note.topic not in BY_ITSELF}
         assert stored - before == self.acknowledged

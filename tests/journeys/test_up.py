@@ -146,7 +146,11 @@ async def test_it_says_when_it_is_ready_and_ends_everything_in_order(start: Call
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGHUP])
 def test_ctrl_c_and_a_closed_terminal_end_it_too(start: Callable[..., Up], signum: int) -> None:
-    up = start()
+    before = signal.signal(signum, signal.SIG_DFL)  # what we were started to ignore, a program of ours would as well
+    try:
+        up = start()
+    finally:
+        signal.signal(signum, before)
     found = up.ready()
     assert up.end(signum)[0] == 0
     assert all_gone(found["processes"])
