@@ -90,12 +90,7 @@ class Panel:
             timeout=aiohttp.ClientTimeout(total=settings.timeout_s),
             trust_env=False,
             cookie_jar=aiohttp.DummyCookieJar(),
-            headers={
-                "User-Agent": f"Pterodactyl Wings/v{WINGS} (id:{settings.token_id})",
-                "Accept": "application/vnd.pterodactyl.v1+json",
-                "Content-Type": "application/json",
-                "Authorization": f"Bearer {settings.token_id}.{settings.token}",
-            },
+            headers={"Accept": "application/vnd.pterodactyl.v1+json", "Content-Type": "application/json"},
         )
         return self
 
@@ -169,7 +164,9 @@ class Panel:
         assert self._session is not None
         at = urlsplit(self._base).netloc
         try:
-            async with self._session.request(method, self._base + path, data=data, allow_redirects=False) as answer:
+            async with self._session.request(
+                method, self._base + path, data=data, allow_redirects=False, headers=self._credentials()
+            ) as answer:
                 return self._judge(answer.status, await _body(answer))
         except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientSSLError, ssl.SSLError):
             raise errors.RemoteRefused(f"A secure connection to the Panel at {at} is not possible") from None
@@ -177,6 +174,14 @@ class Panel:
             raise errors.RemoteRefused("The Panel's address is not one that can be asked") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise errors.RemoteUnavailable(f"The Panel is out of reach: {type(error).__name__}") from None
+
+    def _credentials(self) -> dict[str, str]:
+        """As they are now: the Panel may have renewed them."""
+        id, token = self._settings.token_id, self._settings.token
+        return {
+            "User-Agent": f"Pterodactyl Wings/v{WINGS} (id:{id})",
+            "Authorization": f"Bearer {id}.{token}",
+        }
 
     def _judge(self, status: int, body: bytes) -> bytes:
         if 200 <= status < 300:

@@ -34,6 +34,7 @@ from infra.eventstore.writer import Writer
 from infra.leases import Leases
 from infra.tail import Tail
 from services import erasing, integrations, supervised
+from services.node_token import NodeToken
 
 log = structlog.get_logger("process")
 
@@ -67,6 +68,10 @@ class Process:
     def contents(self) -> Contents:
         """Where the bytes of libraries are, apart from those that workers keep: they may be far away."""
         return blobs_remote.contents(self.settings.blobs.url, self.settings.directory / "blobs" / "library")
+
+    @functools.cached_property
+    def node_token(self) -> NodeToken:
+        return NodeToken(self.settings.panel, self.store, self.db, self.master)
 
 
 Role = Callable[[Process], Awaitable[None]]
@@ -131,6 +136,8 @@ async def process(
         for each in buses:
             await each.connect()
         await tail.start()
+        if settings.panel.url:
+            await built.node_token.load()
         yield built
     finally:
         built.stopping.set()
@@ -212,6 +219,8 @@ async def _serve(
         running.append(group.create_task(_spare_collections(built)))
         running.append(group.create_task(_named(_writes, built), name="writer"))
         running.append(group.create_task(_watch_epoch(built, stop), name="epoch"))
+        if settings.panel.url:
+            running.append(group.create_task(built.node_token.follow(built.tail), name="node token"))
         if not options.get("clients"):
             built.ready.set()  # who has clients says so itself, once it serves them
         log.info("started", process=name, roles=list(roles), epoch=built.epoch)

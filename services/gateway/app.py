@@ -35,6 +35,7 @@ from services.gateway import (
     limits,
     media,
     network,
+    node_update,
     openapi,
     revert,
     servers,
@@ -80,6 +81,7 @@ def routes(metrics: health.Metrics) -> Sequence[Route]:
         *download.ROUTES,
         *network.routes(),
         *servers.ROUTES,
+        *node_update.ROUTES,
         *feeds.ROUTES,
         *consumers.ROUTES,
         *webhooks_routes.ROUTES,
@@ -131,7 +133,7 @@ class Gateway:
             cors,
             self.limits,
             open_loopback=bool(settings.auth.open_loopback),
-            node_token=settings.panel.token,
+            panel=settings.panel,
         )
         self.live = Feeds(process, self.reads, self.authenticator.is_revoked)
         api = Api(
@@ -153,6 +155,7 @@ class Gateway:
         _file_parameters(litestar.asgi_router.root_route_map_node)
         meter = self.authenticator.meter
         self.sockets = Hub(process.store, process.tail, settings.panel, cors.allows, time.time)
+        process.node_token.changed.append(self.sockets.renewed)
         self.app = Edge(Dispatch(served, litestar), cors, meter, sockets=self.sockets, widely=self.limits.widely)
 
     async def _look_up(self, token_sha256: str) -> Principal | None:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from domain import errors, tenants
+from infra.config import Panel
 from infra.db import CONNECTION_LOST
 from services import tokens
 from services.gateway import dialects, headers, limits
@@ -92,7 +93,7 @@ class Authenticator:
         counted: limits.Limits,
         *,
         open_loopback: bool = False,
-        node_token: str = "",
+        panel: Panel | None = None,
         fresh_s: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -100,7 +101,7 @@ class Authenticator:
         self._cors = cors
         self._counted = counted
         self._open_loopback = open_loopback
-        self._node_token = node_token.encode()
+        self._panel = panel
         self._fresh_s = fresh_s
         self._clock = clock
         self._known: dict[str, tuple[Principal, float]] = {}
@@ -167,7 +168,8 @@ class Authenticator:
         scheme, space, token = (credential or b"").partition(b" ")
         if scheme != b"Bearer" or not space:
             return None
-        if not self._node_token or not hmac.compare_digest(token, self._node_token):
+        mine = b"" if self._panel is None else self._panel.token.encode()  # it may have been renewed
+        if not mine or not hmac.compare_digest(token, mine):
             raise errors.Forbidden
         return NODE
 

@@ -165,6 +165,13 @@ class Hub:
         denied = (self._denied.get((uuid, name), -1.0) for name in (claims.jti, f"user/{claims.user_uuid}"))
         return any(claims.iat <= at for at in denied)
 
+    def renewed(self) -> None:
+        """The key of all tokens is another: whoever came with one of the old key has to show one of the new."""
+        for room in self._rooms.values():
+            for socket in list(room):
+                if socket.claims is not None:
+                    socket.cut(Cut())
+
     # What the log says.
 
     async def run(self) -> None:

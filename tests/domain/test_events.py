@@ -68,6 +68,7 @@ TOPICS = {
     "library.restored",
     "library.touched",
     "network.parity_designated",
+    "nodes.token_renewed",
     "servers.added",
     "servers.allocations_changed",
     "servers.crash_detection_changed",

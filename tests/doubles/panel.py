@@ -93,7 +93,8 @@ class Seen:
 
 
 class Panel:
-    """`trouble(path)` may answer in its place; `seen` is what nodes asked, `activities` what they reported."""
+    """`trouble(path)` may answer in its place; `seen` is what nodes asked, `activities` what they reported;
+    `node` are the credentials of its one node."""
 
     def __init__(self, port: int = 0, certificate: ssl.SSLContext | None = None) -> None:
         self.servers: dict[str, Server] = {}
@@ -102,6 +103,7 @@ class Panel:
         self.seen: list[Seen] = []
         self.activities: list[dict[str, Any]] = []
         self.resets = 0
+        self.node = TOKEN_ID, TOKEN
         self._port, self._certificate = port, certificate
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -173,7 +175,7 @@ class Panel:
             "unique_id": secrets.token_hex(8),
             "permissions": list(permissions or ("websocket.connect", "control.start", "control.stop")),
         }
-        made: str = jwt.encode({**claims, **changed}, TOKEN, algorithm="HS256")
+        made: str = jwt.encode({**claims, **changed}, self.node[1], algorithm="HS256")
         return made
 
     def toggle(self, node: str, uuid: str, *, suspend: bool) -> bool:
@@ -191,13 +193,50 @@ class Panel:
         parts = urlsplit(node)
         connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=15)
         headers = {
-            "Authorization": f"Bearer {TOKEN}",
+            "Authorization": f"Bearer {self.node[1]}",
             "Accept": "application/json",
             "Content-Type": "application/json",
             "Content-Length": "0",
         }
         try:
             connection.request("POST", f"/api/servers/{uuid}/sync", headers=headers)
+            return connection.getresponse().status
+        except OSError:
+            return None
+        finally:
+            connection.close()
+
+    def configuration(self) -> dict[str, Any]:
+        """Of the node, as Node::getConfiguration has it."""
+        return {
+            "debug": False,
+            "uuid": str(uuids.uuid5(uuids.NAMESPACE_DNS, "node")),
+            "token_id": self.node[0],
+            "token": self.node[1],
+            "api": {
+                "host": "0.0.0.0",
+                "port": 8080,
+                "ssl": {
+                    "enabled": False,
+                    "cert": "/etc/letsencrypt/live/node.example/fullchain.pem",
+                    "key": "/etc/letsencrypt/live/node.example/privkey.pem",
+                },
+                "upload_limit": 100,
+            },
+            "system": {"data": "/var/lib/pterodactyl/volumes", "sftp": {"bind_port": 2022}},
+            "allowed_mounts": [],
+            "remote": self.url,
+        }
+
+    def renew(self, node: str) -> int | None:
+        """As NodeUpdateService with another token, which it keeps whatever the node answers to the old one; the
+        status, None where there was no answer."""
+        parts = urlsplit(node)
+        headers = {"Authorization": f"Bearer {self.node[1]}", "Content-Type": "application/json"}
+        self.node = secrets.token_hex(8), secrets.token_hex(32)
+        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=15)
+        try:
+            connection.request("POST", "/api/update", json.dumps(self.configuration()), headers)
             return connection.getresponse().status
         except OSError:
             return None
@@ -224,7 +263,7 @@ class Panel:
             return _error(401, "HttpException", headers={"WWW-Authenticate": "Bearer"})
         if token.count(".") != 1:
             return _error(400, "BadRequestHttpException")
-        if token != f"{TOKEN_ID}.{TOKEN}":
+        if token != ".".join(self.node):
             return _error(403, "AccessDeniedHttpException")
         answered: web.StreamResponse = await handler(request)
         return answered

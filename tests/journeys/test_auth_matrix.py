@@ -72,7 +72,7 @@ class Route:
     @property
     def is_of_a_node(self) -> bool:
         """With a credential and answers of its own: tests/journeys/test_servers.py."""
-        return self.path.startswith(("/api/servers", "/api/system", "/api/deauthorize-user"))
+        return self.path.startswith(("/api/servers", "/api/system", "/api/deauthorize-user", "/api/update"))
 
     @property
     def is_library(self) -> bool:

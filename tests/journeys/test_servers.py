@@ -33,6 +33,8 @@ ROUTES = [
     ("POST", f"/api/servers/{UNKNOWN}/sync"),
     ("POST", f"/api/servers/{UNKNOWN}/rollback"),
     ("GET", "/api/system"),
+    ("POST", "/api/update"),
+    ("POST", "/api/deauthorize-user"),
 ]
 
 

@@ -34,14 +34,15 @@ class Beside(System):
 
 
 @contextmanager
-def beside(system: System, log: Path) -> Iterator[str]:
-    """The address of a second gateway, started as the first one was."""
+def beside(system: System, log: Path, **settings: str) -> Iterator[str]:
+    """The address of a second gateway, started as the first one was, but for settings by their variables' names."""
     pid = system.pids["gateway"]
     command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]
     raw = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")[:-1]
     variables = dict(one.split(b"=", 1) for one in raw)
     variables.pop(b"UNDRIFT_READY_FD", None)
     variables |= {b"UNDRIFT_GATEWAY_PORT": b"0", b"UNDRIFT_GATEWAY_ALSO_LISTEN": b"[]"}
+    variables |= {name.encode(): value.encode() for name, value in settings.items()}
     with log.open("wb") as file:
         process = subprocess.Popen(
             command, env=variables, stdout=file, stderr=file, cwd=os.readlink(f"/proc/{pid}/cwd")
