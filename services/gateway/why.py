@@ -181,7 +181,7 @@ def _href(recorded: Recorded) -> str:
     context = recorded.stream.partition("/")[0]
     query = f"after={recorded.position - 1}&limit=1"
     for thing in THINGS:
-        if thing.kind == _HISTORIES.get(context, context):
+        if WHY.admits & thing.dialect.admits and thing.kind == _HISTORIES.get(context, context):
             return f"{thing.path}/{recorded.id}/history?{query}"
     return f"/api/v1/feeds/events?{query}"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from domain import accounts, devices, integrations, jobs, keys, library, messages, sessions
+from domain import accounts, devices, integrations, jobs, keys, library, messages, servers, sessions
 from domain.messages import Recorded
 from domain.plans import reverts
 from infra.eventstore.store import Store
@@ -26,6 +26,8 @@ _SAID_BY_WORKERS = (
     jobs.Started | jobs.Progressed | jobs.Checkpointed | jobs.Held | jobs.Paused | jobs.Completed | jobs.Failed
 )
 _OF_SCHEDULES = integrations.Created | integrations.Changed | integrations.Started | integrations.Stopped
+#: Why a server's process is to do something; a suspension ends it.
+_POWERS = servers.PowerAsked | servers.Suspended | servers.Crashed
 _RESTS = jobs.Held | jobs.Paused | jobs.Failed
 #: How many jobs that failed are named for a session.
 _FAILED = 5
@@ -81,6 +83,8 @@ class Causes:
             case integrations.Overdue():
                 job = [] if event.job is None else await self._last(jobs, event.job, jobs.Queued, at)
                 return [*job, *await self._last(integrations, recorded.id, _OF_SCHEDULES, at)]
+            case _ if isinstance(event, servers.Event) and recorded.metadata.actor == "system:node":
+                return await self._last(servers, recorded.id, _POWERS, at)
             case _ if isinstance(event, library.Event):
                 return await self._library(event, recorded)
             case _ if isinstance(event, sessions.Event):

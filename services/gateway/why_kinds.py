@@ -9,12 +9,13 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from domain import errors, items, library, messages
+from domain import errors, items, library, messages, server_config
 from projections import collections as collections_read
 from projections import devices as devices_read
 from projections import integrations as integrations_read
 from projections import jobs as jobs_read
 from projections import library as library_read
+from projections import servers as servers_read
 from projections import sessions as sessions_read
 from services import integrations as declarations
 from services import integrations_past
@@ -113,6 +114,12 @@ def _fold_item(row: collections_read.Item | None, recorded: messages.Recorded) -
     return collections_read.item_of(recorded)
 
 
+def _server(call: Call, row: servers_read.Row) -> Any:
+    """Secrets by reference, as the log has them: only the node's token reads them."""
+    shown = server_config.shown(row.configured())
+    return {"state": row.power, "is_suspended": row.suspended, "configuration": shown}
+
+
 def _plain(find: Callable[[Call, str], Awaitable[Source]]) -> Callable[[Call, str], Awaitable[Source]]:
     """An id with a slash is none."""
 
@@ -137,6 +144,7 @@ KINDS: Mapping[str, Kind] = {
         lambda _, row: None if row.deleted else collections.shape(row),
     ),
     "sessions": Kind(KEYS, "sessions:read", _plain(things.SESSION.find), _folded(sessions_read.fold), _session),
+    "servers": Kind(KEYS, "admin", _plain(things.SERVER.find), _folded(servers_read.fold), _server),
     "devices": Kind(
         PEOPLE,
         None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from domain import devices, integrations, items, jobs, keys, library, messages, sessions
+from domain import devices, integrations, items, jobs, keys, library, messages, servers, sessions
 from domain.schedules import Schedule
 
 _RULES = {
@@ -23,7 +23,22 @@ _STEPS = {
     "checkpointed": "kept what it had brought so far",
     "completion_requested": "was to be completed",
     "conflict_reopened": "is open again",
+    "limits_changed": "has other limits",
+    "environment_changed": "has another environment",
+    "startup_changed": "is started in another way",
+    "allocations_changed": "has other addresses",
+    "mounts_changed": "has other mounts",
+    "files_restricted": "has other files that nobody may touch",
+    "process_changed": "is watched and stopped in another way",
+    "crash_detection_changed": "has its crash detection switched",
+    "rolled_back": "returned to an earlier configuration",
+    "tokens_denied": "lets in certain tokens no more",
+    "user_deauthorized": "lets in a certain user's tokens no more",
+    "crashed": "crashed",
+    "start_failed": "could not be started",
 }
+#: Of many names so many are told.
+_NAMED = 20
 
 
 class Rule(Struct):
@@ -65,6 +80,12 @@ def summary(recorded: messages.Recorded) -> str:
             return f"{noun} was given the {event.kind} {event.item}"
         case sessions.Failed():
             return f"{noun} failed: {event.message}"
+        case servers.EnvironmentChanged():
+            return f"{noun} {_step(recorded)}: {', '.join(event.names[:_NAMED])}"
+        case servers.PowerAsked():
+            return f"{noun} was to {event.action}, as {event.by} wished"
+        case servers.PowerChanged():
+            return f"{noun} was {event.power}" + ("" if event.exit_code is None else f" ({event.exit_code})")
         case keys.Added():
             return f"The key {event.name} was added"
         case _:

@@ -11,7 +11,8 @@ from aiohttp import web
 
 from tests.doubles import panel as double
 from tests.journeys.nodes import ask, node, panel, settings, taken_over, untroubled
-from tests.journeys.system import System, until
+from tests.journeys.system import ADMIN, System, until
+from tests.journeys.test_why import shown, types, why
 
 __all__ = ["node", "panel", "untroubled"]  # fixtures
 
@@ -218,6 +219,36 @@ def test_a_server_as_it_was(node: System, panel: double.Panel) -> None:
     kinds = [one["type"] for one in answer.json()["history"]]
     assert kinds == ["servers.added", "servers.environment_changed", "servers.suspended"]
     assert b"secret" not in answer.body
+
+
+def test_why_a_server_is_as_it_is(node: System, panel: double.Panel) -> None:
+    """Back to the Panel, for an administrator's key; what is secret stays so."""
+    uuid = taken_over(node, panel, environment={"A": "secret-one"})
+    panel.change(uuid, suspended=True, environment={"A": "secret-two"})
+    assert panel.sync(node.ready["url"], uuid) == 204
+    panel.change(uuid, build={"cpu_limit": 5})
+    assert panel.sync(node.ready["url"], uuid) == 204
+    found = why(node, f"servers/{uuid}", "is_suspended")
+    assert (found["value"], types(found)) == (True, ["servers.suspended", "jobs.queued"])
+    suspended, queued = found["chain"]
+    assert suspended["summary"] == f"The server {uuid} was suspended"
+    assert (queued["actor"]["kind"], queued["data"]["spec"]["server"]) == ("node", uuid)
+    for link in found["chain"]:
+        shown(node, link, ADMIN)
+    limits = why(node, f"servers/{uuid}", "configuration.build.cpu_limit")
+    assert (limits["value"], types(limits)[0]) == (5, "servers.limits_changed")
+    environment = why(node, f"servers/{uuid}", "configuration.environment.A")
+    assert (environment["value"][:7], types(environment)[0]) == ("sealed:", "servers.environment_changed")
+    assert environment["chain"][0]["summary"] == f"The server {uuid} has another environment: A"
+    assert "secret-" not in json.dumps([found, limits, environment, why(node, f"servers/{uuid}")])
+    assert ask(node, "DELETE", f"/api/servers/{uuid}").status == 204
+    gone = why(node, f"servers/{uuid}", "is_suspended")
+    assert (gone["value"], types(gone)) == (None, ["servers.deleted"])
+    assert gone["chain"][0]["actor"] == {"kind": "node", "id": "panel", "name": None}
+    assert node.get(f"/api/v1/why/servers/{UNKNOWN}", token=ADMIN).status == 404
+    assert node.get(f"/api/v1/why/servers/{uuid}?field=no", token=ADMIN).status == 400
+    assert node.get(f"/api/v1/why/servers/{uuid}", token=node.key("jobs only", "jobs")).status == 403
+    assert node.get(f"/api/v1/why/servers/{uuid}", token=double.TOKEN).status == 401
 
 
 def test_the_machine(node: System) -> None:
