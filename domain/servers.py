@@ -14,6 +14,7 @@ from domain.server_config import Allocations, Build, Configuration, Egg, Mount, 
 STREAM = "servers"
 
 Power = Literal["offline", "starting", "running", "stopping"]
+Action = Literal["start", "stop", "restart", "kill"]
 By = Annotated[str, Meta(max_length=64)]
 
 
@@ -123,26 +124,36 @@ class PowerAsked(messages.Event, frozen=True, tag="servers.power_asked"):
     """Somebody wishes it to start, stop, restart, or to be killed; `by` is a user of the Panel's, or `node`."""
 
     PUBLIC: ClassVar[bool] = True
-    action: Literal["start", "stop", "restart", "kill"]
+    action: Action
     by: By
 
 
 class PowerChanged(messages.Event, frozen=True, tag="servers.power_changed"):
     """What its process does now. `pid` and `started` (clock ticks since boot) say which process it is; an
-    `exit_code` comes with offline, negative for a signal."""
+    `exit_code` comes with offline, negative for a signal. `again` says that only its node has gone: it is to be
+    started once the node is back."""
 
     PUBLIC: ClassVar[bool] = True
     power: Power
     pid: int | None = None
     started: int | None = None
     exit_code: int | None = None
+    again: bool = False
+
+
+class StartFailed(messages.Event, frozen=True, tag="servers.start_failed"):
+    """It was asked to start, and could not."""
+
+    PUBLIC: ClassVar[bool] = True
+    reason: str
 
 
 class Crashed(messages.Event, frozen=True, tag="servers.crashed"):
-    """It ended although nobody asked it to. `again` says whether it is started once more."""
+    """It ended although nobody asked it to; without an `exit_code` nobody knows how. `again` says whether it is
+    started once more."""
 
     PUBLIC: ClassVar[bool] = True
-    exit_code: int
+    exit_code: int | None
     again: bool
 
 
@@ -165,16 +176,24 @@ Event = (
     | UserDeauthorized
     | PowerAsked
     | PowerChanged
+    | StartFailed
     | Crashed
 )
 
 
 class Server(Struct, frozen=True):
+    """`asked` is what is still to be carried out."""
+
     configuration: Configuration | None = None
     deleted: bool = False
     power: Power = "offline"
     pid: int | None = None
     started: int | None = None
+    asked: Action | None = None
+
+    @property
+    def suspended(self) -> bool:
+        return self.configuration is not None and self.configuration.suspended
 
 
 initial = Server()
@@ -183,13 +202,45 @@ initial = Server()
 def evolve(state: Server, event: Event) -> Server:
     if isinstance(event, Added):
         return Server(configuration=event.configuration)
+    asked = _asked(state, event)
     if isinstance(event, Deleted):
-        return replace(state, deleted=True)
+        return replace(state, deleted=True, asked=asked)
     if isinstance(event, PowerChanged):
-        return replace(state, power=event.power, pid=event.pid, started=event.started)
+        return replace(state, power=event.power, pid=event.pid, started=event.started, asked=asked)
     if state.configuration is None:
         return state
-    return replace(state, configuration=_configured(state.configuration, event))
+    return replace(state, configuration=_configured(state.configuration, event), asked=asked)
+
+
+def _asked(state: Server, event: Event) -> Action | None:
+    """What is still to be carried out after an event: whoever was killed in the midst of it finds it here."""
+    match event:
+        case PowerAsked():
+            return event.action
+        case PowerChanged():
+            return _left(state, event)
+        case Crashed():
+            return "start" if event.again else None
+        case StartFailed() | Suspended() | Deleted():
+            return None
+        case _:
+            return state.asked
+
+
+def _left(state: Server, seen: PowerChanged) -> Action | None:
+    asked = state.asked
+    match seen.power:
+        case "starting":
+            return None if asked in ("start", "restart") else asked
+        case "running":
+            return None if asked == "start" else asked
+        case "stopping":
+            return asked
+        case "offline":  # what ended by itself is not what anybody wanted before
+            stopped = state.power == "stopping" and asked in ("start", "restart")
+            return "start" if seen.again else asked if stopped else None
+        case _:
+            assert_never(seen.power)
 
 
 def _configured(one: Configuration, event: Event) -> Configuration:
@@ -240,7 +291,7 @@ class Delete(messages.Command, frozen=True):
 
 
 class Ask(messages.Command, frozen=True):
-    action: Literal["start", "stop", "restart", "kill"]
+    action: Action
     by: str
 
 
@@ -259,14 +310,21 @@ class Observe(messages.Command, frozen=True):
     pid: int | None = None
     started: int | None = None
     exit_code: int | None = None
+    again: bool = False
+
+
+class FailStart(messages.Command, frozen=True):
+    reason: str
 
 
 class NoteCrash(messages.Command, frozen=True):
-    exit_code: int
+    """It has ended, and nobody asked it to."""
+
+    exit_code: int | None
     again: bool
 
 
-Command = Sync | RollBack | Delete | DenyTokens | Deauthorize | Ask | Observe | NoteCrash
+Command = Sync | RollBack | Delete | DenyTokens | Deauthorize | Ask | Observe | FailStart | NoteCrash
 
 
 def decide(command: Command, state: Server) -> Sequence[Event]:
@@ -288,19 +346,30 @@ def decide(command: Command, state: Server) -> Sequence[Event]:
         case Deauthorize():
             return [UserDeauthorized(user=command.user)]
         case Ask():
-            if state.configuration.suspended and command.action in ("start", "restart"):
+            if state.suspended and command.action in ("start", "restart"):
                 raise errors.InvalidState("The server is suspended")
             return [PowerAsked(action=command.action, by=command.by)]
         case Observe():
             seen = PowerChanged(
-                power=command.power, pid=command.pid, started=command.started, exit_code=command.exit_code
+                power=command.power,
+                pid=command.pid,
+                started=command.started,
+                exit_code=command.exit_code,
+                again=command.again,
             )
             same = (state.power, state.pid, state.started) == (seen.power, seen.pid, seen.started)
             return [] if same else [seen]
+        case FailStart():
+            return [*_ended(state, None), StartFailed(reason=command.reason)]
         case NoteCrash():
-            return [Crashed(exit_code=command.exit_code, again=command.again)]
+            again = command.again and not state.suspended
+            return [*_ended(state, command.exit_code), Crashed(exit_code=command.exit_code, again=again)]
         case _:
             assert_never(command)
+
+
+def _ended(state: Server, exit_code: int | None) -> Sequence[Event]:
+    return [] if state.power == "offline" else [PowerChanged(power="offline", exit_code=exit_code)]
 
 
 def changes(before: Configuration, after: Configuration) -> Sequence[Event]:

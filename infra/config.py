@@ -29,8 +29,8 @@ class Database(Struct, forbid_unknown_fields=True):
 
 class Nats(Struct, forbid_unknown_fields=True):
     """`url` replaces the embedded server. `replicas` is 3 on a cluster. `passwords` are those of the users `gateway`,
-    `worker`, `core`, `relay` and `feeds`; who finds none there connects as the address says. `issuer` is the secret
-    that signs for consumers from outside, `public_url` where they are told to connect; `consumer_rate` is how many
+    `worker`, `core`, `relay`, `feeds`, `node` and `sftp`; who finds none there connects as the address says. `issuer`
+    signs for consumers from outside, `public_url` is where they are told to connect; `consumer_rate` is how many
     acknowledgements a second each may send (a request counts as 20), `consumer_check_s` how often those that may no
     longer be here are looked for."""
 

@@ -53,8 +53,13 @@ USERS: Mapping[str, May] = {
         (f"{inbox('relay')}.>",),
     ),
     "core": May(("$JS.FC.EVENTS.>",), (f"{inbox('core')}.>",)),
-    "gateway": May(("ask.*",), (f"{inbox('gateway')}.>",)),
+    "gateway": May(("ask.*", "servers.*.listening", "servers.*.cut"), ("servers.>", f"{inbox('gateway')}.>")),
     "worker": May((f"{inbox('gateway')}.>",), ("ask.* workers", f"{inbox('worker')}.>")),
+    "node": May(
+        (f"{inbox('gateway')}.>", "servers.*.console", "servers.*.stats"),
+        ("ask.node workers", "servers.*.listening", f"{inbox('node')}.>"),
+    ),
+    "sftp": May(("servers.*.cut",), (f"{inbox('sftp')}.>",)),
     GATE: May(
         (
             f"{TOLD}.>",

@@ -90,3 +90,8 @@ def person(tenant: str, owner: str) -> str:
 def ask(kind: str) -> str:
     """`ask.<kind>`: always two tokens."""
     return f"ask.{token(kind)}"
+
+
+def server(uuid: str, what: str) -> str:
+    """`servers.<uuid>.<what>`: what is said about a server over core NATS, and kept nowhere; `*` is any server."""
+    return f"servers.{uuid if uuid == '*' else token(uuid)}.{what}"

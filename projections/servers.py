@@ -77,7 +77,9 @@ def fold(row: Row | None, recorded: messages.Recorded) -> Row | None:
             return replace(row, power=event.power, pid=event.pid, started=event.started, power_at=at, exit_code=code)
         case servers.PowerAsked():
             return replace(row, asked=event.action)
-        case servers.Crashed() | servers.RolledBack() | servers.TokensDenied() | servers.UserDeauthorized():
+        case servers.Crashed() | servers.StartFailed():
+            return row
+        case servers.RolledBack() | servers.TokensDenied() | servers.UserDeauthorized():
             return row
         case _ if isinstance(event, servers.Event):
             state = servers.evolve(servers.Server(configuration=row.configured()), event)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +15,8 @@ BEAT_FILE = "UNDRIFT_BEAT_FILE"
 BEAT = b".\n"
 READY = b"ready "
 BEAT_S = 1.0
+#: By it the node hears that whoever keeps it running is ending for good, and the servers with it.
+FAREWELL = signal.SIGUSR1
 #: The exit code of a process that no restart can help, such as a wrong setting or a port that is taken.
 CANNOT_RUN = 2
 

@@ -34,11 +34,12 @@ class CannotRun(Exception):
 
 @dataclass(frozen=True)
 class Program:
-    """A process to keep: those of the lowest `stage` are asked to end first, the next when they have."""
+    """A process to keep: those of the lowest `stage` are asked to end first, by `farewell`, the next when they have."""
 
     name: str
     arguments: Sequence[str]
     stage: int = 0
+    farewell: int = signal.SIGTERM
 
 
 class _Pause:
@@ -307,7 +308,7 @@ class Supervisor:
         for left, stage in zip(range(len(stages) - 1, -1, -1), stages, strict=True):
             members = [each for each in self._running if each.program.stage == stage]
             for each in members:
-                each.signal(signal.SIGTERM)
+                each.signal(each.program.farewell)
             self._await(members, begun + (0.8 - 0.2 * left) * self._settings.stop_s)
         for each in self._running:
             each.signal(signal.SIGKILL)

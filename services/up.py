@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import errno
+import functools
 import os
 import socket
 import sys
@@ -21,6 +22,7 @@ import msgspec
 from infra import config, configfile, embedded, log, processes, secrets, servers, traces
 from infra.eventstore import migrate
 from services import integrations
+from services.supervised import FAREWELL
 from services.supervisor import CannotRun, Program, Stopped, Supervisor
 
 _LOOPBACK = ("", "localhost", "127.0.0.1", "::1")
@@ -47,26 +49,31 @@ def settings(
     return configfile.load(config_file, overrides=[(name, value) for name, value in given if value is not None])
 
 
-def programs(file: Path) -> list[Program]:
-    """The four processes, in the order in which they are asked to end: what clients hold first."""
+def programs(file: Path, *, node: bool = False) -> list[Program]:
+    """The processes, in the order in which they are asked to end: what clients hold first. With a `node` those that
+    servers of a Panel's need."""
 
     def module(name: str, *options: str) -> list[str]:
         # -P: a folder called `services` where the person happens to stand is not ours
         return [sys.executable, "-P", "-m", f"services.{name}", *options, "--config", str(file)]
 
+    own = [Program("node", module("node"), stage=1, farewell=FAREWELL)] if node else []
     return [
         Program("gateway", module("gateway"), stage=0),
         Program("worker-now", module("worker", "--lane", "now"), stage=1),
         Program("worker", module("worker"), stage=1),
+        *own,
         Program("core", module("core"), stage=2),
     ]
 
 
-def up(chosen: config.Settings, make_programs: Callable[[Path], Sequence[Program]] = programs) -> int:
+def up(chosen: config.Settings, make_programs: Callable[[Path], Sequence[Program]] | None = None) -> int:
     """Runs until SIGTERM or Ctrl-C; the exit code: 0, 1 when it could not run, 2 for a wrong setting.
 
     Belongs in the main thread of a process of its own. `make_programs` gets the settings file for the processes.
     """
+    if make_programs is None:
+        make_programs = functools.partial(programs, node=bool(chosen.panel.url) and chosen.servers.runtime != "none")
     log.setup(chosen.log)
     directory = chosen.directory
     try:

@@ -83,6 +83,7 @@ TOPICS = {
     "servers.process_changed",
     "servers.renamed",
     "servers.rolled_back",
+    "servers.start_failed",
     "servers.startup_changed",
     "servers.suspended",
     "servers.tokens_denied",

@@ -59,7 +59,7 @@ def test_a_rollback_says_so_and_one_to_the_same_says_nothing() -> None:
 def test_a_suspended_server_is_not_started_but_may_be_stopped() -> None:
     suspended = [ADDED, servers.Suspended()]
     for action in ("start", "restart"):
-        given(servers, *suspended).when(servers.Ask(action, "node")).refused(errors.InvalidState)  # type: ignore[arg-type]
+        given(servers, *suspended).when(servers.Ask(action, "node")).refused(errors.InvalidState)
     given(servers, *suspended).when(servers.Ask("kill", "node")).then(servers.PowerAsked(action="kill", by="node"))
     again = [*suspended, servers.Unsuspended()]
     given(servers, *again).when(servers.Ask("start", "node")).then(servers.PowerAsked(action="start", by="node"))
@@ -70,7 +70,52 @@ def test_what_its_process_does_is_said_once() -> None:
     given(servers, ADDED).when(servers.Observe("running", 7, 99)).then(running)
     given(servers, ADDED, running).when(servers.Observe("running", 7, 99)).then()
     crashed = servers.Crashed(exit_code=-9, again=True)
-    given(servers, ADDED, running).when(servers.NoteCrash(-9, True)).then(crashed)
+    offline = servers.PowerChanged(power="offline", exit_code=-9)
+    given(servers, ADDED, running).when(servers.NoteCrash(-9, True)).then(offline, crashed)
+    given(servers, ADDED, running, offline).when(servers.NoteCrash(-9, True)).then(crashed)
+    suspended = [ADDED, servers.Suspended()]
+    given(servers, *suspended).when(servers.NoteCrash(None, True)).then(servers.Crashed(exit_code=None, again=False))
+    failed = servers.StartFailed(reason="no")
+    given(servers, ADDED).when(servers.FailStart("no")).then(failed)
+    starting = servers.PowerChanged(power="starting")
+    given(servers, ADDED, starting).when(servers.FailStart("no")).then(servers.PowerChanged(power="offline"), failed)
+
+
+def asked(action: servers.Action) -> servers.Event:
+    return servers.PowerAsked(action=action, by="node")
+
+
+def power(now: servers.Power, *, again: bool = False) -> servers.Event:
+    return servers.PowerChanged(power=now, again=again)
+
+
+@pytest.mark.parametrize(
+    ("events", "left"),
+    [
+        ([asked("start")], "start"),
+        ([asked("start"), power("starting")], None),
+        ([asked("start"), power("running")], None),
+        ([asked("start"), servers.StartFailed(reason="no")], None),
+        ([asked("start"), servers.Suspended()], None),
+        ([asked("start"), servers.Deleted()], None),
+        ([asked("start"), asked("stop"), power("starting")], "stop"),
+        ([power("running"), asked("stop")], "stop"),
+        ([power("running"), asked("stop"), power("stopping")], "stop"),
+        ([power("running"), asked("kill"), power("stopping"), power("offline")], None),
+        ([power("stopping"), asked("start"), power("offline")], "start"),
+        ([power("running"), asked("start"), power("offline")], None),
+        ([asked("restart"), power("stopping"), power("offline")], "restart"),
+        ([asked("restart"), power("stopping"), power("offline"), power("starting")], None),
+        ([power("starting"), asked("restart"), power("running")], "restart"),
+        ([power("running"), power("offline", again=True)], "start"),
+        ([power("running"), power("offline"), servers.Crashed(exit_code=1, again=True)], "start"),
+        ([power("running"), power("offline"), servers.Crashed(exit_code=1, again=False)], None),
+    ],
+)
+def test_what_is_still_to_be_carried_out_is_known_after_every_event(
+    events: list[servers.Event], left: servers.Action | None
+) -> None:
+    assert left == fold(servers, [ADDED, *events]).asked
 
 
 def test_a_deleted_server_is_unknown_until_it_is_added_again() -> None:

@@ -1,0 +1,30 @@
+"""Which runtime a node has."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from infra import config
+from infra.runtimes import Runtime
+from infra.runtimes.processes import Processes
+
+
+def make(settings: config.Settings) -> Runtime:
+    """Raises config.InvalidSetting where servers are not to run here."""
+    match settings.servers.runtime:
+        case "processes":
+            return Processes(settings)
+        case "docker":
+            raise config.InvalidSetting("servers.runtime: there are no containers yet")
+        case "none":
+            raise config.InvalidSetting("servers.runtime: `none` runs no servers, so this process has nothing to do")
+
+
+@asynccontextmanager
+async def opened(settings: config.Settings) -> AsyncIterator[Runtime]:
+    runtime = make(settings)
+    try:
+        yield runtime
+    finally:
+        await runtime.close()
