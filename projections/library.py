@@ -214,30 +214,6 @@ def _found(event: library.ConflictFound, recorded: messages.Recorded) -> Conflic
 # Queries.
 
 
-async def known(
-    database: Database, tenant: str, owner: str, places: Sequence[str], acked: int, device: str | None
-) -> dict[str, tuple[str, str | None]]:
-    """What a device knew to stand in places: (file, hash), the hash None for what it knew to be gone.
-
-    It knows what it has acknowledged, and what it said itself since.
-    """
-    rows = await database.fetch(
-        f"with seen as (select distinct on (v.place) v.* from {SCHEMA}.versions v"
-        " where v.tenant = $1 and v.owner = $2 and v.place = any ($3) and (v.from_pos <= $4 or v.device = $5)"
-        " order by v.place, v.from_pos desc)"
-        " select s.place, s.file, case when exists"
-        f" (select from {SCHEMA}.versions n where n.tenant = s.tenant and n.file = s.file and n.number > s.number"
-        " and n.place <> s.place and (n.from_pos <= $4 or n.device = $5)) then null else s.hash end as hash"
-        " from seen s",
-        tenant,
-        owner,
-        list(places),
-        acked,
-        device,
-    )
-    return {row["place"]: (row["file"], row["hash"]) for row in rows}
-
-
 async def listing(database: Database, tenant: str, owner: str, position: int, after: str, limit: int) -> list[Version]:
     """The library as it was at a position, by path, after one path."""
     rows = await database.fetch(
@@ -332,28 +308,3 @@ async def conflict(database: Database, tenant: str, owner: str, id: str) -> Conf
         f"select * from {SCHEMA}.conflicts where tenant = $1 and owner = $2 and conflict = $3", tenant, owner, id
     )
     return None if row is None else CONFLICTS.parse(row)
-
-
-async def conflicted(database: Database, tenant: str, owner: str, device: str, places: Sequence[str]) -> list[str]:
-    """Files about which a device has unresolved conflicts at places."""
-    rows = await database.fetch(
-        f"select distinct file from {SCHEMA}.conflicts where tenant = $1 and owner = $2 and device = $3"
-        " and place = any ($4) and resolved_at is null",
-        tenant,
-        owner,
-        device,
-        list(places),
-    )
-    return [row["file"] for row in rows]
-
-
-async def awaited(database: Database, tenant: str, owner: str, hash: str) -> list[Conflict]:
-    """Conflicts whose resolution waits for these bytes."""
-    rows = await database.fetch(
-        f"select * from {SCHEMA}.conflicts where tenant = $1 and owner = $2 and awaits = $3 and resolved_at is not null"
-        " order by position",
-        tenant,
-        owner,
-        hash,
-    )
-    return [CONFLICTS.parse(row) for row in rows]

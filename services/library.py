@@ -139,6 +139,15 @@ class Library:
         await self._carry_out(who, [asked], outcome, {place.at: knew} if who.device is None else None)
         return outcome
 
+    async def standing(self, who: Who, path: str) -> Known | None:
+        """What stands at a path now."""
+        at = self._places.of(who, path).at
+        there = await self._shelf.there(who, [at])
+        if at not in there:
+            return None
+        file = there[at]
+        return Known(file, (await self._shelf.files(who, [file]))[file].hash)
+
     async def restore(self, who: Who, file: str, path: str, content: Content) -> int:
         """Makes an older version the newest; a deleted file comes back at a path. Raises errors.InvalidState when
         something else stands there, errors.Conflict."""

@@ -1,4 +1,4 @@
-"""A library in the log: claims say what stands where, streams what it is, the read model what a device knew."""
+"""A library in the log: claims say what stands where, streams what it is, an index what a device knew."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from domain import library, messages
 from domain.library import File
 from domain.plans.library import Known
 from infra.db import Database
+from infra.eventstore.recorder import COLUMNS, notification
 from infra.eventstore.store import Decided, Loaded, Store, Wish
-from projections import library as library_read
 from services.shelf import Who
 
 _THERE = "select key, stream_id from undrift.claims where tenant = $1 and kind = $2 and key = any ($3) and not shared"
@@ -17,6 +17,7 @@ _STORED = (
     "select given.hash, s.blake3, s.size from unnest($3::text[]) as given(hash) join undrift.stored s"
     " on s.tenant = $1 and s.owner = $2 and (s.blake3 = given.hash or s.sha256 = given.hash)"
 )
+_FOUND = f"select {COLUMNS} from undrift.events where pos in (select pos from undrift.conflicts_found($1, $2))"
 
 
 class LogShelf:
@@ -43,15 +44,27 @@ class LogShelf:
         return {id: one.state for id, one in loaded.items()}
 
     async def known(self, who: Who, places: Collection[str]) -> Mapping[str, Known]:
-        found = await library_read.known(self._database, who.tenant, who.owner, list(places), who.acked, who.device)
-        return {place: Known(file, hash) for place, (file, hash) in found.items()}
+        rows = await self._database.fetch("select * from undrift.known($1, $2, $3)", [*places], who.acked, who.device)
+        return {row["place"]: Known(row["stream_id"].rpartition("/")[2], row["hash"]) for row in rows}
 
     async def conflicts(self, who: Who, places: Collection[str]) -> Sequence[library.ConflictFound]:
         if who.device is None:
             return []
-        streams = await library_read.conflicted(self._database, who.tenant, who.owner, who.device, list(places))
-        states = (await self.files(who, streams)).values()
-        return [one.found for state in states for one in state.open_conflicts() if one.found.device == who.device]
+        rows = await self._database.fetch(
+            "select distinct stream_id from undrift.conflicts_found($1, $2)", [*places], who.device
+        )
+        states = await self.files(who, [row["stream_id"].rpartition("/")[2] for row in rows])
+        open_ = [one.found for state in states.values() for one in state.open_conflicts()]
+        return [found for found in open_ if found.device == who.device and found.place.at in places]
+
+    async def found(self, conflicts: Sequence[library.ConflictFound]) -> list[messages.Recorded]:
+        """Where the log tells of these, which are all of one device."""
+        if not conflicts:
+            return []
+        wanted, device = {one.conflict for one in conflicts}, conflicts[0].device
+        notes = await self._database.fetch(_FOUND, [one.place.at for one in conflicts], device)
+        told = await self._store.decode([notification(row) for row in notes])
+        return [one for one in told if isinstance(one.event, library.ConflictFound) and one.event.conflict in wanted]
 
     async def contents(self, who: Who, hashes: Collection[str]) -> Mapping[str, tuple[str, int]]:
         rows = await self._database.fetch(_STORED, who.tenant, who.owner, list(hashes))

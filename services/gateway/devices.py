@@ -24,7 +24,7 @@ from services.gateway.things import DEVICE as DEVICE_THING
 
 _RECENTLY = "d.last_seen_at > clock_timestamp() - interval '5 seconds'"
 _SEEN = f"""
-select r.*, d.delivered_pos, d.acked_pos, d.wrote_pos, d.last_seen_at, d.last_sync_at,
+select r.*, d.delivered_pos, d.acked_pos, d.last_seen_at, d.last_sync_at,
     coalesce({_RECENTLY}, false) as recently
 from {devices_read.SCHEMA}.devices r left join undrift.device_state d on d.device = r.id
 where r.tenant = $1 and r.owner = $2 and r.id = $3"""
@@ -66,11 +66,10 @@ class Registered(Struct):
 
 
 class State(Struct, frozen=True):
-    """How far a device has come in the feed, and where its own last change is; positions."""
+    """How far a device has come in the feed; positions."""
 
     delivered: int = 0
     acked: int = 0
-    wrote: int = 0
     last_seen_at: datetime | None = None
     last_sync_at: datetime | None = None
 
@@ -88,7 +87,7 @@ async def states(database: Database, ids: Sequence[str]) -> dict[str, State]:
 
 
 def _state(row: Any) -> State:
-    return State(row["delivered_pos"], row["acked_pos"], row["wrote_pos"], row["last_seen_at"], row["last_sync_at"])
+    return State(row["delivered_pos"], row["acked_pos"], row["last_seen_at"], row["last_sync_at"])
 
 
 async def of_call(call: Call, named: str | None = None) -> Seen:
@@ -128,19 +127,6 @@ async def _seen(call: Call, id: str) -> Seen:
     if not found["recently"]:
         await _touch(database, row)
     return Seen(row, State() if found["delivered_pos"] is None else _state(found))
-
-
-async def wrote(call: Call, device: str, position: int) -> None:
-    """Remembers where a change of a device is, for whichever gateway it speaks to next."""
-    await call.api.process.db.execute(
-        "update undrift.device_state set wrote_pos = $2 where device = $1 and wrote_pos < $2", device, position
-    )
-
-
-async def knowing(call: Call, state: State) -> None:
-    """Waits until the read models know what a device changed itself. Raises errors.Unavailable."""
-    if not await call.api.reads.reached(state.wrote, call.api.process.settings.gateway.read_wait_s):
-        raise errors.Unavailable("The device's own last change is not seen yet; say it again", retry_after=1)
 
 
 async def _only(call: Call) -> devices_read.Row:

@@ -144,12 +144,9 @@ def shape(row: library_read.Conflict) -> Conflict:
 async def report(call: Call) -> Any:
     body = await call.body(Report)
     seen = await device_routes.of_call(call, body.device_id or call.query().get("device_id"))
-    await call.caught_up(library.STREAM)
-    await device_routes.knowing(call, seen.state)
     items, refused = _items(body.changes)
     outcome = await of_call(call).report(who(call, seen), items)
     wrote(call, outcome.position)
-    await device_routes.wrote(call, seen.row.id, outcome.position)
     return call.reply(await _reported(call, outcome, refused), outcome.position)
 
 
@@ -187,17 +184,15 @@ def time_of(text: str) -> datetime:
 
 
 async def _reported(call: Call, outcome: Outcome, refused: Sequence[Refusal]) -> Reported:
-    rows: dict[str, library_read.Conflict] = {}
-    if outcome.conflicts:
-        process = call.api.process
-        await call.api.reads.reached(outcome.position, process.settings.gateway.read_wait_s)
-        ids = [found.conflict for found in outcome.conflicts]
-        rows = await library_read.conflicts(process.db, call.tenant, call.principal.owner, ids)
-        if len(rows) < len(set(ids)):
-            raise errors.Unavailable("The conflicts cannot be shown yet; report again", retry_after=1)
+    """A conflict is shown as it was found, from the log."""
+    process, shown = call.api.process, dict[str, Conflict]()
+    for recorded in await LogShelf(process.db, process.store).found(outcome.conflicts):
+        row = library_read.fold_conflict(None, recorded)
+        assert row is not None
+        shown[row.conflict] = shape(row)
     return Reported(
         accepted=list(outcome.accepted),
-        conflicts=[shape(rows[found.conflict]) for found in outcome.conflicts],
+        conflicts=[shown[found.conflict] for found in outcome.conflicts],
         upload_required=outcome.upload_required,
         rejected=[Rejected(one.path, one.reason) for one in (*refused, *outcome.rejected)],
         sequences=outcome.accepted,

@@ -12,13 +12,12 @@ from weakref import WeakValueDictionary
 
 from msgspec import Struct
 
-from domain import errors, library, messages, uploads
+from domain import errors, messages, uploads
 from domain.library import Content
 from domain.plans import library as plan
 from domain.plans.library import Known
 from infra.eventstore.store import Done, Wish
 from infra.uploads import Uploads
-from projections import library as library_read
 from services.gateway import devices as device_routes
 from services.gateway import library as library_routes
 from services.gateway import sessions_attach
@@ -206,9 +205,8 @@ async def _sender(call: Call, named: str | None, path: str) -> tuple[str | None,
     try:
         return (await device_routes.of_call(call, named or call.query().get("device_id"))).row.id, None
     except errors.Invalid:
-        await call.caught_up(library.STREAM)
-        there = await library_read.at_path(call.api.process.db, call.tenant, call.principal.owner, path)
-        return None, None if there is None else Known(there.file, there.hash)
+        who = Who(call.tenant, call.principal.owner, call.principal.actor)
+        return None, await library_routes.of_call(call).standing(who, path)
 
 
 async def _check_quota(call: Call, size: int) -> None:
@@ -255,11 +253,8 @@ async def _complete(call: Call, found: Found) -> None:
     knew = None
     if found.opened.knew_file is not None:
         knew = Known(found.opened.knew_file, found.opened.knew_hash)
-    await call.caught_up(library.STREAM)
     outcome = await library_routes.of_call(call).publish(who, found.opened.path, content, knew)
     library_routes.wrote(call, outcome.position)
-    if found.opened.device is not None:
-        await device_routes.wrote(call, found.opened.device, outcome.position)
     if outcome.rejected:
         reason = outcome.rejected[0].reason
         await execute(call, found.id, uploads.Fail(reason))
@@ -337,7 +332,6 @@ async def _who(call: Call, found: Found) -> Who:
     if device is None:
         return Who(call.tenant, owner, call.principal.actor)
     state = (await device_routes.states(call.api.process.db, [device])).get(device, device_routes.State())
-    await device_routes.knowing(call, state)
     return Who(call.tenant, owner, f"device:{device}", device, state.acked)
 
 

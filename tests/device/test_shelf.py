@@ -1,4 +1,4 @@
-"""The same histories against the log: claims, streams and read model say what the model says."""
+"""The same histories against the log: claims, streams and indexes say what the model says, as the read model does."""
 
 from __future__ import annotations
 
@@ -43,16 +43,13 @@ class Kept(Log):
 
     async def known(self, who: Who, places: Collection[str]) -> Mapping[str, Known]:
         found = await self.shelf.known(who, places)
-        expected = await super().known(who, places)
-        assert {place: (one.file, one.hash) for place, one in found.items()} == {
-            place: (one.file, one.hash) for place, one in expected.items()
-        }
+        assert found == await super().known(who, places)
         return found
 
     async def conflicts(self, who: Who, places: Collection[str]) -> Sequence[library.ConflictFound]:
         found = await self.shelf.conflicts(who, places)
         expected = await super().conflicts(who, places)
-        assert {one.conflict for one in expected} <= {one.conflict for one in found}
+        assert sorted(one.conflict for one in found) == sorted(one.conflict for one in expected)
         return found
 
     async def contents(self, who: Who, hashes: Collection[str]) -> Mapping[str, tuple[str, int]]:
@@ -73,8 +70,6 @@ class Kept(Log):
     async def append(self, who: Who, wishes: Sequence[Wish]) -> int:
         position = await self.shelf.append(who, wishes)
         recorded = await self.store.read(len(self.events), 1000)
-        async with self.database.transaction() as connection:
-            await projector.fold_page(connection, library_read, library_read.SCHEMA, recorded)
         for one in recorded:
             assert isinstance(one.event, library.Event)
             assert one.position == len(self.events) + 1
@@ -111,6 +106,9 @@ async def test_the_log_answers_what_the_model_answers(store: Store, seed: int) -
         world.check()
 
     await asyncio.to_thread(play)
+    recorded = await store.read(0, 10_000)
+    async with store.database.transaction() as connection:  # only now: nothing of it was needed before
+        await projector.fold_page(connection, library_read, library_read.SCHEMA, recorded)
     listed = await library_read.listing(store.database, "main", "user", len(log.events), "", 10_000)
     assert {one.path: one.hash for one in listed} == log.living()
     every = await changes_pages.one_by_one(store.database, ("main", "user"), 0, len(log.events), 10_000)

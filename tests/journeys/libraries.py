@@ -92,6 +92,13 @@ class Device:
         return found
 
 
+class Plain(Device):
+    """As any client's: it says nothing of what others were answered."""
+
+    def call(self, method: str, path: str, body: Any = None, **more: Any) -> Answer:
+        return self.system.call(method, path, body, token=self.token, **more)
+
+
 @dataclass
 class User:
     system: System

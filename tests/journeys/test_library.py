@@ -7,9 +7,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.journeys.libraries import Device, User, created, sha, user
+from tests.journeys.libraries import Device, Plain, User, created, sha, user
 from tests.journeys.sse import follow
-from tests.journeys.system import System, at_once
+from tests.journeys.system import System, at_once, until
 
 
 @pytest.fixture
@@ -37,6 +37,29 @@ def test_a_change_reaches_every_other_device(ann: User) -> None:
     assert laptop.report({"path": "b.txt", "change_type": "deleted"})["accepted"] == ["b.txt"]
     assert paths(phone.follow()) == [("moved", "b.txt"), ("deleted", "b.txt")]
     assert phone.files() == {}
+
+
+def test_what_is_said_to_a_library_waits_for_no_read_model(system: System, ann: User) -> None:
+    """Each edit is based on the one before, which no read model shows yet."""
+    laptop, phone = (Plain(system, one.id, one.token) for one in ann.pair())
+    laptop.upload("note", b"0")
+    assert until(phone.follow)
+
+    def edit(device: Device, text: bytes) -> dict[str, Any]:
+        return device.report(created("note", text) | {"change_type": "modified"})
+
+    moved = {"path": "moved", "old_path": "note", "change_type": "moved", "content_hash": sha(b"1")}
+    with system.paused("core"):
+        laptop.upload("note", b"1")
+        laptop.upload("note", b"2")
+        assert edit(laptop, b"1")["accepted"] == ["note"]
+        assert laptop.report(moved)["accepted"] == ["moved"]
+        assert laptop.report(created("note", b"2"))["accepted"] == ["note"]
+        (conflict,) = edit(phone, b"mine")["conflicts"]
+        assert (conflict["rule"], conflict["device_id"], conflict["path"]) == ("edit_edit", phone.id, "note")
+        assert edit(phone, b"mine")["conflicts"] == [conflict]
+    assert ann.devices[1].conflicts() == [conflict]
+    assert [one["path"] for one in ann.devices[1].changes()] == ["note", "note", "note", "note", "moved", "note"]
 
 
 def test_bytes_that_are_known_need_not_be_sent(ann: User) -> None:
@@ -96,7 +119,8 @@ def test_an_empty_report_and_a_repeated_one(ann: User) -> None:
 
 def test_what_is_no_report_is_refused(ann: User) -> None:
     laptop = ann.device()
-    for body in ({}, {"changes": [{}]}, {"changes": [created("a", b"")] * 1001}, {"changes": "all"}):
+    changes: list[Any] = [None, [{}], [created("a", b"")] * 1001, "all"]
+    for body in ({}, *({"changes": one} for one in changes)):
         assert laptop.call("POST", "/api/v1/sync/report", body).status == 400
 
 
