@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import random
 import ssl
 import time
@@ -116,15 +117,24 @@ class Panel:
         """After a start: what the Panel believed to be going on here is not."""
         await self._ask("POST", "/servers/reset")
 
-    async def login(self, kind: Literal["password", "public_key"], username: str, secret: str, ip: str) -> Login:
-        """Who may use SFTP with these credentials; whoever may not is Refused."""
+    async def login(
+        self,
+        kind: Literal["password", "public_key"],
+        username: str,
+        secret: str,
+        ip: str,
+        session: bytes = b"",
+        version: bytes = b"",
+    ) -> Login:
+        """Who may use SFTP with these credentials, a password or the line of a public key; whoever may not is Refused.
+        `session` and the client's `version` are for the Panel's own log."""
         body = {
             "type": kind,
             "username": username,
             "password": secret,
             "ip": ip,
-            "session_id": "",
-            "client_version": "",
+            "session_id": base64.b64encode(session).decode(),
+            "client_version": base64.b64encode(version).decode(),
         }
         return self._read(await self._ask("POST", "/sftp/auth", body), Login)
 

@@ -49,9 +49,9 @@ def settings(
     return configfile.load(config_file, overrides=[(name, value) for name, value in given if value is not None])
 
 
-def programs(file: Path, *, node: bool = False) -> list[Program]:
+def programs(file: Path, *, node: bool = False, sftp: bool = False) -> list[Program]:
     """The processes, in the order in which they are asked to end: what clients hold first. With a `node` those that
-    servers of a Panel's need."""
+    servers of a Panel's need, and with `sftp` who serves their files."""
 
     def module(name: str, *options: str) -> list[str]:
         # -P: a folder called `services` where the person happens to stand is not ours
@@ -60,6 +60,7 @@ def programs(file: Path, *, node: bool = False) -> list[Program]:
     own = [Program("node", module("node"), stage=1, farewell=FAREWELL)] if node else []
     return [
         Program("gateway", module("gateway"), stage=0),
+        *([Program("sftp", module("sftp"), stage=0)] if sftp else []),
         Program("worker-now", module("worker", "--lane", "now"), stage=1),
         Program("worker", module("worker"), stage=1),
         *own,
@@ -73,7 +74,10 @@ def up(chosen: config.Settings, make_programs: Callable[[Path], Sequence[Program
     Belongs in the main thread of a process of its own. `make_programs` gets the settings file for the processes.
     """
     if make_programs is None:
-        make_programs = functools.partial(programs, node=bool(chosen.panel.url) and chosen.servers.runtime != "none")
+        node = bool(chosen.panel.url)
+        make_programs = functools.partial(
+            programs, node=node and chosen.servers.runtime != "none", sftp=node and chosen.sftp.enabled
+        )
     log.setup(chosen.log)
     directory = chosen.directory
     try:
@@ -110,6 +114,9 @@ class _Installation:
         configfile.check_proxies(self.settings)
         traces.check(self.settings.traces)
         self.settings.gateway.port = _usable_port(self.settings.gateway.host, self.settings.gateway.port)
+        sftp = self.settings.sftp
+        if self.settings.panel.url and sftp.enabled:
+            sftp.port = _usable_port(sftp.host, sftp.port, "sftp.port")
         self.token = secrets.admin_token(self.directory, secrets.load_master(self.directory))
         owned = [server for server in (self.postgres, self.nats) if server is not None]
         environment = {name: text for name, text in os.environ.items() if not name.startswith("UNDRIFT_")}
@@ -168,13 +175,15 @@ class _Installation:
             "version": metadata.version("undrift"),
             "processes": supervisor.pids,
         }
+        if "sftp" in supervisor.pids:
+            sftp = self.settings.sftp
+            found["sftp_url"] = f"sftp://{_reached(sftp.host)}:{sftp.port}"
         return msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n"
 
     @property
     def url(self) -> str:
         """Where a client on this machine finds the gateway."""
-        host = _ANYWHERE.get(self.settings.gateway.host, self.settings.gateway.host)
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.settings.gateway.port}"
+        return f"http://{_reached(self.settings.gateway.host)}:{self.settings.gateway.port}"
 
     def _greet(self) -> None:
         usual = self.directory == Path(os.path.abspath(configfile.default_data_dir()))
@@ -192,29 +201,35 @@ class _Installation:
             print(text, flush=True)
 
 
-def _usable_port(host: str, port: int) -> int:
+def _reached(host: str) -> str:
+    """As a URL has it, where a client on this machine connects."""
+    host = _ANYWHERE.get(host, host)
+    return f"[{host}]" if ":" in host else host
+
+
+def _usable_port(host: str, port: int, setting: str = "--port") -> int:
     """The port, or a free one for 0; kept by every restart of the gateway. Raises CannotRun for one that is taken.
 
     That is the usual reason why nothing can start, so it is said before anything is started.
     """
     for _ in range(1 if port else 50):
         chosen = port or processes.choose_port()
-        problem = _problem_with(host, chosen)
+        problem = _problem_with(host, chosen, setting)
         if problem is None:
             return chosen
     raise CannotRun(problem)
 
 
-def _problem_with(host: str, port: int) -> str | None:
+def _problem_with(host: str, port: int, setting: str) -> str | None:
     for address in (host,) if host else ("127.0.0.1", "::1"):
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         try:
             socket.create_server((address, port), family=family).close()
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                return f"port {port} of {address} is taken; choose another with --port"
+                return f"port {port} of {address} is taken; choose another with {setting}"
             if error.errno == errno.EACCES:
-                return f"port {port} of {address} is not allowed to this user; choose another with --port"
+                return f"port {port} of {address} is not allowed to this user; choose another with {setting}"
     return None
 
 

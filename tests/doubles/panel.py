@@ -7,6 +7,7 @@ What it does follows pterodactyl/panel 1.11: errors as Laravel writes them, `[]`
 from __future__ import annotations
 
 import asyncio
+import base64
 import copy
 import hashlib
 import http.client
@@ -77,11 +78,18 @@ class Server:
 
 @dataclass
 class Account:
-    """Somebody who may log in to SFTP as `name.<first 8 of the server>`."""
+    """Somebody who may log in to SFTP as `name.<first 8 of the server>`, with a password or one of the `keys`, each
+    as in a file of public keys."""
 
     user: str
     password: str
     permissions: list[str]
+    keys: list[str] = field(default_factory=list)
+
+    def has(self, kind: str, secret: str) -> bool:
+        if kind == "password":
+            return secret == self.password
+        return secret.split()[:2] in [key.split()[:2] for key in self.keys]
 
 
 @dataclass
@@ -307,7 +315,10 @@ class Panel:
         asked = self.seen[-1].body
         account = self.accounts.get(asked["username"])
         uuid = next((one for one in self.servers if asked["username"].endswith("." + one[:8])), None)
-        if account is None or uuid is None or account.password != asked["password"]:
+        ip, session, version = (asked[name] for name in ("ip", "session_id", "client_version"))
+        if not ip or not base64.b64decode(session, validate=True) or not base64.b64decode(version, validate=True):
+            return _error(422, "ValidationException")
+        if account is None or uuid is None or not account.has(asked["type"], asked["password"]):
             return _error(
                 403, "HttpForbiddenException", "Authorization credentials were not correct, please try again."
             )

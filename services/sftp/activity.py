@@ -1,0 +1,102 @@
+"""What people did to files, told to the Panel in batches; nobody waits for that."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import structlog
+
+from domain import errors
+from infra.panel import Activity, Panel, Refused
+from services.sftp.rooms import Session
+
+log = structlog.get_logger("sftp")
+
+_PAUSE_S, _RETRY_S, _END_S = 1.0, 5.0, 3.0
+#: What waits for the Panel at most, how much of it is told at once, and how many files in one activity.
+_MOST, _BATCH, _FILES = 20_000, 100, 100
+
+
+class _Done(NamedTuple):
+    server: str
+    user: str
+    address: str
+    event: str
+    minute: int
+    at: float
+    file: str | tuple[str, str]
+
+
+class Reporter:
+    """The oldest is forgotten when the Panel is away for long."""
+
+    def __init__(self, panel: Panel) -> None:
+        self._panel = panel
+        self._waiting: deque[_Done] = deque(maxlen=_MOST)
+        self._forgotten = 0
+
+    def __call__(self, session: Session, event: str, *files: str | tuple[str, str]) -> None:
+        now = time.time()
+        for file in files:
+            self._forgotten += len(self._waiting) == _MOST
+            who = session.login
+            self._waiting.append(_Done(who.server, who.user, session.address, event, int(now // 60), now, file))
+
+    async def run(self) -> None:
+        """Until cancelled; then what waits is told once more."""
+        try:
+            while True:
+                await asyncio.sleep(_PAUSE_S)
+                while self._waiting:
+                    await self._tell()
+        finally:
+            if self._waiting:
+                await asyncio.shield(asyncio.wait_for(self._last(), _END_S))
+
+    async def _last(self) -> None:
+        try:
+            while self._waiting:
+                await self._panel.report(self._batch())
+        except errors.Error as error:
+            log.warning("the Panel was not told of what was done over SFTP", reason=str(error))
+
+    async def _tell(self) -> None:
+        batch = self._batch()
+        while True:
+            try:
+                await self._panel.report(batch)
+            except (Refused, errors.NotFound, errors.RemoteRefused) as error:
+                log.warning("the Panel does not take what was done over SFTP", reason=str(error), activities=len(batch))
+            except errors.RemoteUnavailable as error:
+                log.warning("the Panel is told later of what was done over SFTP", reason=str(error))
+                await asyncio.sleep(_RETRY_S)
+                continue
+            break
+        if self._forgotten:
+            log.warning("files that the Panel was never told of", files=self._forgotten)
+            self._forgotten = 0
+
+    def _batch(self) -> list[Activity]:
+        """What somebody did to many files within a minute is one activity."""
+        found: dict[tuple[Any, ...], Activity] = {}
+        while self._waiting and len(found) < _BATCH:
+            done = self._waiting.popleft()
+            file = {"from": done.file[0], "to": done.file[1]} if isinstance(done.file, tuple) else done.file
+            one = found.get(done[:5])
+            if one is not None and len(one.metadata["files"]) < _FILES:
+                one.metadata["files"].append(file)
+                continue
+            at = datetime.fromtimestamp(done.at, UTC).isoformat(timespec="milliseconds")
+            found[done[:5]] = Activity(
+                server=done.server,
+                event=done.event,
+                metadata={"files": [file]},
+                ip=done.address,
+                timestamp=at.replace("+00:00", "Z"),
+                user=done.user,
+            )
+        return list(found.values())
