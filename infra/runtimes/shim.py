@@ -62,7 +62,8 @@ class Shim:
     def __init__(self, pid: int, ends: tuple[int, int], launch: dict[str, Any]) -> None:
         self.pid = pid
         self.started = started(pid) or 0
-        self.groups: list[str] = launch["groups"]
+        self.places: list[dict[str, Any]] = launch["places"]
+        self.groups: list[str] = [place["folder"] for place in self.places]
         self.grace_s = float(launch["grace_s"])
         self.code: int | None = None
         self.took = 0
@@ -75,7 +76,7 @@ class Shim:
         self.poll = select.poll()
 
     def record(self) -> None:
-        document = {"pid": self.pid, "started": self.started, "boot": boot(), "groups": self.groups}
+        document = {"pid": self.pid, "started": self.started, "boot": boot(), "places": self.places}
         write("state", {**document, "shim": os.getpid(), "shim_started": started(os.getpid())})
 
     def listen(self) -> None:
@@ -323,8 +324,8 @@ def _become(launch: dict[str, Any], theirs: tuple[int, int], held: int, failure:
 
 
 def _confine(launch: dict[str, Any]) -> None:
-    for group in launch["groups"]:
-        with open(os.path.join(group, "cgroup.procs"), "w") as file:
+    for place in launch["places"]:
+        with open(os.path.join(place["folder"], "cgroup.procs"), "w") as file:
             file.write("0")
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write(str(launch["oom"]))
@@ -371,7 +372,7 @@ def _begin(launch: dict[str, Any]) -> Shim:
     for name in ("state", "end", "console", "console.1", "socket"):
         with suppress(FileNotFoundError):
             os.unlink(name)
-    if not launch["groups"]:
+    if not launch["places"]:
         library()(
             "prctl", _PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0
         )  # what it leaves behind stays below us, where it is found
