@@ -16,14 +16,14 @@ from services.gateway.routes import Call, Route
 
 _INVALID = b'{"error":"The data provided in the request could not be validated."}'
 #: Both stand in a header, with a dot between them; and with the token websockets' tokens are signed.
-_ID, _TOKEN = r"^[A-Za-z0-9_-]{1,64}$", r"^[A-Za-z0-9_-]{32,255}$"
+ID, TOKEN = r"^[A-Za-z0-9_-]{1,64}$", r"^[A-Za-z0-9_-]{32,255}$"
 
 
 class Node(Struct):
     """The node's configuration, of which only this is heeded. A `remote` that is not the Panel of ours is refused."""
 
-    token_id: Annotated[str, Meta(pattern=_ID)] | UnsetType = UNSET
-    token: Annotated[str, Meta(pattern=_TOKEN)] | UnsetType = UNSET
+    token_id: Annotated[str, Meta(pattern=ID)] | UnsetType = UNSET
+    token: Annotated[str, Meta(pattern=TOKEN)] | UnsetType = UNSET
     remote: str | UnsetType = UNSET
 
 

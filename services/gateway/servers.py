@@ -49,10 +49,10 @@ class Deny(Struct):
 
 
 class Deauthorize(Struct):
-    """No servers: all of them."""
+    """No servers: all of them. What is none of them does not matter."""
 
     user: Annotated[str, Meta(min_length=1, max_length=255)]
-    servers: Annotated[list[Uuid], Meta(max_length=10_000)] = []
+    servers: Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(max_length=10_000)] = []
 
 
 class Network(Struct):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.doubles.directories import Directories, content
+from tests.doubles.panel import Panel
 from tests.journeys.libraries import PASSWORD, Device, login, sha, user
 from tests.journeys.system import ADMIN, System, until
 
@@ -133,12 +134,40 @@ def conflict(one: Device, other: Device, path: str) -> str:
     return str(next(found["id"] for found in other.conflicts() if found["path"] == path))
 
 
-def fuzz(system: System, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Runs Schemathesis against an instance; what it made there is removed afterwards."""
-    source = system.roots / "fuzzed-source-0"
-    source.mkdir(exist_ok=True)
-    (source / "file").write_text("fuzzed")
-    (system.roots / "fuzzed-source-1").mkdir(exist_ok=True)
+#: The Panel's routes.
+NODE = r"^/api/(servers|system|update|deauthorize-user)(/|$)"
+
+
+def servers(system: System, panel: Panel) -> dict[str, Any]:
+    """The Panel's credential, and servers of this node: some to look at, and some to forget."""
+
+    def taken_over() -> tuple[str, int]:
+        uuid = panel.add(invocation="cat")
+        answer = system.post("/api/servers", {"uuid": uuid}, token=panel.node[1])
+        assert answer.status == 202, answer
+        return uuid, answer.position
+
+    every = [taken_over() for _ in range(12)]
+    uuids = [uuid for uuid, _ in every]
+    return {
+        "node": panel.node[1],
+        "ids": {
+            "server": {
+                "any": uuids[:6],
+                "DELETE /api/servers/{server}": uuids[6:],
+            },
+        },
+        "bodies": {
+            "/api/servers": {"uuid": uuids[0]},
+            "/api/servers/{server}/rollback": {"position": every[-1][1]},
+            "/api/update": panel.configuration(),
+        },
+    }
+
+
+def schemathesis(
+    system: System, folder: Path, known: dict[str, Any], *options: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
     command = [
         str(Path(sys.executable).with_name("schemathesis")),
         "--config-file",
@@ -150,16 +179,33 @@ def fuzz(system: System, folder: Path, *options: str) -> subprocess.CompletedPro
         *("--generation-database", ":memory:", "--no-shrink", "--no-color", "--request-timeout", "60"),
         *options,
     ]
-    system.integration("fuzzed", system.place(), system.place())
-    failed = [system.queue("fuzzed") for _ in range(5)]
-    assert {system.wait(job)["status"] for job in failed} == {"failed"}
     own = {
         **os.environ,
         "SCHEMATHESIS_HOOKS": str(HOOKS),
         "FUZZED_ROOT": str(system.roots),
-        "FUZZED_JOBS": ",".join(failed),
-        "FUZZED_PEOPLE": json.dumps(people(system)),
+        "FUZZED_NODE": NODE,
+        "FUZZED_PEOPLE": json.dumps(known),
+        **variables,
     }
+    return subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True, timeout=900)
+
+
+def fuzz(system: System, folder: Path, *options: str, panel: Panel | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs Schemathesis against an instance, its servers too where it has a Panel; what it made there is removed
+    afterwards."""
+    source = system.roots / "fuzzed-source-0"
+    source.mkdir(exist_ok=True)
+    (source / "file").write_text("fuzzed")
+    (system.roots / "fuzzed-source-1").mkdir(exist_ok=True)
+    system.integration("fuzzed", system.place(), system.place())
+    failed = [system.queue("fuzzed") for _ in range(5)]
+    assert {system.wait(job)["status"] for job in failed} == {"failed"}
+    known = people(system)
+    if panel is None:
+        options = (*options, "--exclude-path-regex", NODE)
+    else:
+        more = servers(system, panel)
+        known |= {**more, "ids": known["ids"] | more["ids"], "bodies": known["bodies"] | more["bodies"]}
     served = Directories(1, content(random.Random(0), users=3, servers=3))
     try:
         with served:
@@ -167,7 +213,7 @@ def fuzz(system: System, folder: Path, *options: str) -> subprocess.CompletedPro
             body = {"id": "network", "name": "Network", "kind": "network", "config": config}
             system.ok("POST", "/api/sync/integrations", body, token=ADMIN)
             system.ok("POST", "/api/admin/sync", token=ADMIN)
-            return subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True, timeout=900)
+            return schemathesis(system, folder, known, *options, FUZZED_JOBS=",".join(failed))
     finally:
         for one in system.ok("GET", "/api/sync/integrations", token=ADMIN)["integrations"]:
             system.call("DELETE", f"/api/sync/integrations/{one['integrationId']}", token=ADMIN)

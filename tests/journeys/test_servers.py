@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from aiohttp import web
 from tests.doubles import panel as double
 from tests.journeys.nodes import ask, node, panel, settings, taken_over, untroubled
 from tests.journeys.system import ADMIN, System, until
+from tests.journeys.test_schemathesis import NODE, schemathesis, servers
 from tests.journeys.test_why import shown, types, why
 
 __all__ = ["node", "panel", "untroubled"]  # fixtures
@@ -26,21 +29,18 @@ LATE = "The server could not process this request in time, please try again."
 
 # Who may.
 
-ROUTES = [
-    ("POST", "/api/servers"),
-    ("GET", "/api/servers"),
-    ("GET", f"/api/servers/{UNKNOWN}"),
-    ("DELETE", f"/api/servers/{UNKNOWN}"),
-    ("POST", f"/api/servers/{UNKNOWN}/sync"),
-    ("POST", f"/api/servers/{UNKNOWN}/rollback"),
-    ("GET", "/api/system"),
-    ("POST", "/api/update"),
-    ("POST", "/api/deauthorize-user"),
-]
+
+def test_only_the_nodes_token_opens_them(node: System) -> None:
+    """Every route of the document that is the Panel's, before anything else of the request is looked at."""
+    document = node.ok("GET", "/schema/openapi.json")["paths"]
+    paths = [path for path in document if re.match(NODE, path)]
+    assert len(paths) > 8
+    for path in paths:
+        for method in document[path].keys() - {"options"}:
+            refused(node, method.upper(), path.replace("{server}", UNKNOWN))
 
 
-@pytest.mark.parametrize(("method", "path"), ROUTES)
-def test_only_the_nodes_token_opens_them(node: System, method: str, path: str) -> None:
+def refused(node: System, method: str, path: str) -> None:
     admin = node.ready["admin_token"]
     for header, status, body in [
         (None, 401, NO_HEADER),
@@ -49,6 +49,7 @@ def test_only_the_nodes_token_opens_them(node: System, method: str, path: str) -
         (f"bearer {double.TOKEN}", 401, NO_HEADER),
         (f"Basic {double.TOKEN}", 401, NO_HEADER),
         ("Bearer wrong", 403, WRONG),
+        (f"Bearer  {double.TOKEN}", 403, WRONG),
         (f"Bearer {double.TOKEN}x", 403, WRONG),
         (f"Bearer {double.TOKEN_ID}.{double.TOKEN}", 403, WRONG),
         (f"Bearer {admin}", 403, WRONG),
@@ -98,10 +99,11 @@ def test_somebody_may_want_to_know_what_changed(node: System, panel: double.Pane
         "differences": [
             {"field": "build.cpu_limit", "effect": "at_once", "before": 100, "after": 50},
             {"field": "environment.PASSWORD", "effect": "next_start", "before": "set", "after": "set"},
-        ]
+        ],
+        "clients_cut": 0,
     }
     again = ask(node, "POST", f"/api/servers/{uuid}/sync", Prefer="return=representation")
-    assert again.json() == {"differences": []}
+    assert again.json() == {"differences": [], "clients_cut": 0}
 
 
 def test_an_idempotency_key_syncs_once(node: System, panel: double.Panel) -> None:
@@ -280,6 +282,13 @@ def test_at_the_start_all_that_the_panel_lists_are_taken_over(tmp_path_factory: 
             assert until(lambda: {one["configuration"]["uuid"] for one in listed(system)} == every), system.said()
         finally:
             system.stop()
+
+
+def test_whatever_is_sent_is_answered_as_documented(node: System, panel: double.Panel, tmp_path: Path) -> None:
+    known = servers(node, panel)
+    ran = schemathesis(node, tmp_path, known, "--include-path-regex", NODE, "--max-examples", "6", "--seed", "7")
+    assert ran.returncode == 0, ran.stdout[-20_000:] + ran.stderr
+    assert "failed unexpectedly" not in node.log.read_text()
 
 
 def listed(system: System) -> list[dict[str, Any]]:
