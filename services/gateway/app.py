@@ -37,6 +37,7 @@ from services.gateway import (
     network,
     node_update,
     openapi,
+    power,
     revert,
     servers,
     sessions,
@@ -81,6 +82,7 @@ def routes(metrics: health.Metrics) -> Sequence[Route]:
         *download.ROUTES,
         *network.routes(),
         *servers.ROUTES,
+        *power.ROUTES,
         *node_update.ROUTES,
         *feeds.ROUTES,
         *consumers.ROUTES,
@@ -154,7 +156,7 @@ class Gateway:
         )
         _file_parameters(litestar.asgi_router.root_route_map_node)
         meter = self.authenticator.meter
-        self.sockets = Hub(process.store, process.tail, settings.panel, cors.allows, time.time)
+        self.sockets = Hub(process.store, process.tail, process.bus, settings.panel, cors.allows, time.time)
         process.node_token.changed.append(self.sockets.renewed)
         self.app = Edge(Dispatch(served, litestar), cors, meter, sockets=self.sockets, widely=self.limits.widely)
 

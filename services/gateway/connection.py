@@ -16,10 +16,12 @@ from uvicorn.server import ServerState
 
 from infra import config
 from services.gateway import auth, dialects
-from services.gateway.cycle import EXTENSIONS, Cycle
+from services.gateway.cycle import BODY, EXTENSIONS, Cycle
 from services.gateway.headers import Pair
+from services.gateway.inlet import Inlet
+from services.gateway.intake import Intake
 from services.gateway.outlet import Outlet, Stream
-from services.gateway.sockets import MAX_BYTES
+from services.gateway.sockets_client import MAX_BYTES
 
 Told = Callable[[str, Any], Iterable[Pair]]
 
@@ -28,6 +30,7 @@ MAX_HEADER = 64 * 1024
 MAX_FIELDS = 200
 
 _LINGER_S = 2.0
+_LARGE = 100_000
 _FRESH, _IDLE, _HEADER, _BODY, _DRAIN, _REFUSED = range(6)
 
 # Clients cause what uvicorn logs; what is worth a line is logged by us, once.
@@ -115,6 +118,8 @@ class Connection(HttpToolsProtocol):
         self._deaf = False
         self._declining = False
         self._address = ""
+        self._left = 0
+        self._inlet: Inlet | None = None
 
     # what the transport says
 
@@ -160,7 +165,7 @@ class Connection(HttpToolsProtocol):
         if self._phase != _FRESH:
             self._since = None
         self._phase = _HEADER
-        self._arrived = self._header_size = self._hosts = 0
+        self._arrived = self._header_size = self._hosts = self._left = 0
 
     def on_url(self, url: bytes) -> None:
         self.url += url
@@ -176,6 +181,8 @@ class Connection(HttpToolsProtocol):
             self._hosts += 1
         elif name == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True
+        elif name == b"content-length":
+            self._left = int(value)  # the parser has seen that it is one
         if self._header_size > MAX_HEADER or len(self.headers) > MAX_FIELDS:
             self._refusal = 431
             raise _Stop
@@ -223,6 +230,9 @@ class Connection(HttpToolsProtocol):
             on_response=self.on_response_complete,
         )
         self.cycle.hand_over = self._hand_over
+        if self._left >= _LARGE:
+            self.cycle.turn_aside = self._turn_aside
+            scope["extensions"] = {**EXTENSIONS, BODY: self.cycle}
         if before is None or before.response_complete:
             self._start_asgi_task(self.cycle, self.app)
         else:
@@ -230,7 +240,7 @@ class Connection(HttpToolsProtocol):
             self.pipeline.appendleft((self.cycle, self.app))
 
     def on_body(self, body: bytes) -> None:
-        self._arrived += len(body)
+        self.body_came(len(body))
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -272,6 +282,28 @@ class Connection(HttpToolsProtocol):
         self.connections.discard(self)
         self._shared.outlets.add(outlet)
         stream.opened(outlet)
+
+    # bodies that come by an inlet
+
+    def _turn_aside(self, cycle: Cycle, intake: Intake) -> Inlet | None:
+        """What is left of a body goes into an intake. None where it has come, or others stand before it."""
+        if self.cycle is not cycle or self._phase != _BODY or self.transport.is_closing():
+            return None
+        intake.put(cycle.body)
+        cycle.body = bytearray()
+        self._inlet = Inlet(self, intake, self._left)
+        return self._inlet
+
+    def body_came(self, count: int) -> None:
+        self._arrived += count
+        self._left -= count
+
+    def body_ended(self) -> None:
+        """The parser, which has not seen all of it, ends with it."""
+        self._inlet = None
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.on_message_complete()
 
     # what the sweep says
 
@@ -359,6 +391,8 @@ class Connection(HttpToolsProtocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
+        if self._inlet is not None:
+            self._inlet.leave()
         self._deaf = True
         self._phase = _REFUSED
         self._since = None

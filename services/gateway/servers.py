@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import platform
 import re
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import Meta, Raw, Struct
+from msgspec import Meta, Struct
+from nats.aio.msg import Msg
 
 from domain import errors, jobs, messages, server_config, servers
 from domain.plans import servers as plan
-from domain.server_config import Configuration
-from infra.eventstore.store import Done, Wish
+from infra import subjects
+from infra.bus import Bus
+from infra.eventstore.store import Wish
 from infra.panel import WINGS as VERSION
-from infra.vault import Vault
 from projections import servers as read
-from services import integrations as declarations
-from services.gateway import as_of, bodies, headers
+from services import servers as shared
+from services.gateway import as_of, bodies, headers, power
 from services.gateway.as_of import AS_OF
 from services.gateway.dialects import WINGS, Reply
 from services.gateway.routes import Call, Parameter, Route
 
-#: The Panel gives up after 15 s and takes back what it wanted; by then this must be over.
-DEADLINE_S = 12.0
+#: How long those that held clients have to say how many a suspension has cut off.
+_COUNT_S = 0.5
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 _INVALID = b'{"error":"The data provided in the request could not be validated."}'
 
@@ -55,34 +58,20 @@ class Deauthorize(Struct):
     servers: Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(max_length=10_000)] = []
 
 
-class Network(Struct):
-    rx_bytes: int = 0
-    tx_bytes: int = 0
-
-
-class Utilization(Struct):
-    """Bytes; `cpu_absolute` in percent of one core, `uptime` in milliseconds."""
-
-    memory_bytes: int
-    memory_limit_bytes: int
-    cpu_absolute: float
-    network: Network
-    uptime: int
-    state: servers.Power
-    disk_bytes: int
-
-
 class Server(Struct):
     state: servers.Power
     is_suspended: bool
-    utilization: Utilization
+    utilization: shared.Utilization
     configuration: dict[str, Any]
 
 
 class Synced(Struct):
-    """What a sync changed, with `Prefer: return=representation`: each difference, and when it is felt."""
+    """What a sync changed, with `Prefer: return=representation`: each difference, and when it is felt. `clients_cut`
+    are the websockets and SFTP sessions that a suspension by it has ended, as far as the processes that held them said
+    so within half a second."""
 
     differences: list[plan.Difference]
+    clients_cut: int = 0
 
 
 class System(Struct):
@@ -98,10 +87,15 @@ async def sync(call: Call) -> Any:
     call.raw = await bodies.ignored(call.scope, call.receive)
     prefer, uuid = headers.prefer(call.fields), call.path("server")
     await _known(call, uuid)
-    ended = await _run(call, uuid)
-    if prefer.representation:
-        return call.reply(Synced(await _differences(call, uuid, ended.position)), ended.position)
-    return Reply(204, b"", [headers.position(ended.position)])
+    if not prefer.representation:
+        return Reply(204, b"", [headers.position((await _run(call, uuid)).position)])
+    async with _counting(call.api.process.bus, uuid) as cut:
+        ended = await _run(call, uuid)
+        differences, suspended = await _differences(call, uuid, ended.position)
+        if suspended is not None:
+            await asyncio.sleep(_COUNT_S)
+    clients = sum(one.clients for one in cut if one.position == suspended)
+    return call.reply(Synced(differences, clients), ended.position)
 
 
 async def create(call: Call) -> Any:
@@ -122,21 +116,24 @@ async def create(call: Call) -> Any:
 async def list_(call: Call) -> Any:
     position = await call.caught_up()
     rows = await read.list_(call.api.process.db, call.tenant)
-    return call.reply([await _shown(call, row) for row in rows], position)
+    used = await power.utilizations(call.api.process.bus, rows)
+    return call.reply([await _shown(call, row, used[row.uuid]) for row in rows], position)
 
 
 async def get(call: Call) -> Any:
-    """With `as_of` as it was then."""
+    """With `as_of` as it was then, but for what its process used."""
     uuid, process = call.path("server"), call.api.process
-    if (moment := await as_of.wanted(call)) is not None:
+    moment = await as_of.wanted(call)
+    if moment is not None:
         position = moment.position
-        row = as_of.folded(await process.store.stream(_stream(call, uuid), until=position), read.fold)
+        row = as_of.folded(await process.store.stream(shared.stream(uuid), until=position), read.fold)
     else:
         position = await call.caught_up()
         row = await read.get(process.db, call.tenant, uuid)
     if row is None:
         raise errors.NotFound("There is no such server", kind="server")
-    return call.reply(await _shown(call, row), position)
+    used = (await power.utilizations(process.bus, [row] if moment is None else [])).get(uuid)
+    return call.reply(await _shown(call, row, used or shared.still(row.doing(), row.configured())), position)
 
 
 async def delete(call: Call) -> Any:
@@ -151,12 +148,12 @@ async def roll_back(call: Call) -> Any:
     done = await call.earlier(servers)
     if done is None:
         await _known(call, uuid)
-        before = await call.api.process.store.load(servers, _stream(call, uuid), until=body.position)
+        before = await call.api.process.store.load(servers, shared.stream(uuid), until=body.position)
         if before.state.configuration is None or body.position > await call.api.process.store.head():
             raise errors.Invalid("The server has no configuration at that position")
         wish = Wish(servers, uuid, servers.RollBack(before.state.configuration, body.position))
         done = await call.execute([wish])
-    return call.reply(Synced(await _differences(call, uuid, done.position)), done.position)
+    return call.reply(Synced((await _differences(call, uuid, done.position))[0]), done.position)
 
 
 async def deny(call: Call) -> Any:
@@ -192,74 +189,57 @@ async def system(call: Call) -> Any:
 
 async def _run(call: Call, uuid: str) -> messages.Recorded:
     """The end of a job that was queued for this request, if it is a good one."""
-    process, deadline = call.api.process, datetime.now(UTC) + timedelta(seconds=DEADLINE_S)
-    done: Done | None = await call.earlier(jobs)
-    if done is None:
-        ticket = jobs.Ticket(job=declarations.new_id(), kind="servers", type="full_sync", lane="now")
-        spec = Raw(msgspec.json.encode(plan.Spec(uuid)))
-        queued = jobs.Queued(ticket=ticket, spec=spec, waited=True, deadline=deadline)
-        done = await call.execute([Wish(jobs, ticket.job, jobs.Queue(queued), fresh=True)])
-    stream = done.events[0].stream
-    left_s = max((deadline - datetime.now(UTC)).total_seconds(), 0)
-    ended = await call.api.waits.ended(stream, left_s, process.stopping)
-    if ended is None:
-        expire = Wish(jobs, stream.rpartition("/")[2], jobs.Expire())
-        await process.store.execute_all([expire], tenant=call.tenant, metadata=call.metadata())
-        ended = await call.api.waits.ended(stream, 0, process.stopping)
-    if ended is None:
-        raise errors.SyncFailed("The sync has neither ended nor could it be called off")
+    until = shared.deadline()
+    done = await call.earlier(jobs) or await call.execute([shared.queue(uuid, until)])
+    job = done.events[0].stream
+    ended = await shared.synced(call.api.process, call.api.waits, job, until, call.metadata())
     call.api.reads.wrote(call.principal.actor, ended.position)
-    return _good(ended)
+    return ended
 
 
-def _good(ended: messages.Recorded) -> messages.Recorded:
-    """Raises errors.NotFound, errors.TimedOut, errors.SyncFailed."""
-    position = {"position": ended.position}
-    match ended.event:
-        case jobs.Completed():
-            return ended
-        case jobs.Failed(code=errors.NotFound.code):
-            raise errors.NotFound("The Panel knows no such server", kind="panel", **position)
-        case jobs.Stopped(reason="deadline"):
-            raise errors.TimedOut("The Panel took too long; nothing was changed", **position)
-        case _:
-            raise errors.SyncFailed("The sync failed; nothing was changed", **position)
-
-
-async def _differences(call: Call, uuid: str, position: int) -> list[plan.Difference]:
-    """Between the configuration at a position and that before the command which ended there."""
-    store, stream = call.api.process.store, _stream(call, uuid)
+async def _differences(call: Call, uuid: str, position: int) -> tuple[list[plan.Difference], int | None]:
+    """Between the configuration at a position and that before the command which ended there; and where in the log it
+    was suspended by that."""
+    store, stream = call.api.process.store, shared.stream(uuid)
     recorded = await store.stream(stream, until=position)
     mine = [one for one in recorded if recorded and one.recorded_at == recorded[-1].recorded_at]
     if not mine or position - recorded[-1].position > 1:  # a job's end comes right behind what it brought
-        return []
+        return [], None
     after: servers.Server = (await store.load(servers, stream, until=position)).state
     before: servers.Server = (await store.load(servers, stream, until=mine[0].position - 1)).state
     assert after.configuration is not None
-    return list(plan.differences(None if before.deleted else before.configuration, after.configuration))
+    found = plan.differences(None if before.deleted else before.configuration, after.configuration)
+    return list(found), next((one.position for one in mine if isinstance(one.event, servers.Suspended)), None)
+
+
+@asynccontextmanager
+async def _counting(bus: Bus, uuid: str) -> AsyncIterator[list[shared.Cut]]:
+    """What is said meanwhile of clients that were cut off."""
+    found: list[shared.Cut] = []
+
+    async def hear(message: Msg) -> None:
+        with contextlib.suppress(msgspec.MsgspecError):
+            found.append(msgspec.json.decode(message.data, type=shared.Cut))
+
+    listener = await bus.subscribe(subjects.server(uuid, shared.CUT), hear)
+    try:
+        yield found
+    finally:
+        await listener.close()
 
 
 # What is shown.
 
 
 async def _known(call: Call, uuid: str) -> None:
-    found: servers.Server = (await call.api.process.store.load(servers, _stream(call, uuid))).state
+    found: servers.Server = (await call.api.process.store.load(servers, shared.stream(uuid))).state
     if found.configuration is None or found.deleted:
         raise errors.NotFound("There is no such server", kind="server")
 
 
-def _stream(call: Call, uuid: str) -> str:
-    return messages.stream(servers.STREAM, call.tenant, uuid)
-
-
-async def _shown(call: Call, row: read.Row) -> Server:
+async def _shown(call: Call, row: read.Row, used: shared.Utilization) -> Server:
     """With its secrets: whoever has the node's token gave them to us."""
-    process, kept = call.api.process, row.configured()
-    vault = Vault(process.db, process.master)
-    references: Mapping[str, str] = server_config.secrets(kept)
-    one: Configuration = server_config.with_secrets(kept, await vault.unseal_all(call.tenant, references))
-    limits = server_config.limits(one.build)
-    used = Utilization(0, limits.memory, 0.0, Network(), 0, row.doing(), 0)
+    one = await shared.clear(call.api.process, row.configured())
     return Server(row.doing(), row.suspended, used, server_config.shown(one))
 
 

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 from infra import config
 from infra.runtimes import Runtime
+from infra.runtimes.docker import Docker
 from infra.runtimes.processes import Processes
 
 
@@ -16,7 +17,7 @@ def make(settings: config.Settings) -> Runtime:
         case "processes":
             return Processes(settings)
         case "docker":
-            raise config.InvalidSetting("servers.runtime: there are no containers yet")
+            return Docker(settings)
         case "none":
             raise config.InvalidSetting("servers.runtime: `none` runs no servers, so this process has nothing to do")
 

@@ -172,7 +172,7 @@ def test_a_token_expires_and_a_new_one_goes_on(node: System, panel: double.Panel
         assert hear(socket)[0] == "jwt error"
         admitted(socket, panel.token(uuid))
         say(socket, "send stats")
-        assert hear(socket)[0] == "status"
+        assert hear(socket)[0] == "stats"
 
 
 def test_a_suspension_cuts_everybody_off_and_lets_nobody_in(node: System, panel: double.Panel) -> None:
@@ -194,7 +194,7 @@ def test_a_suspension_cuts_everybody_off_and_lets_nobody_in(node: System, panel:
         with opened(node, panel, uuid) as back:
             admitted(back, token)
         say(bystander, "send stats")
-        assert hear(bystander)[0] == "status"
+        assert hear(bystander)[0] == "stats"
 
 
 def test_who_connects_while_it_is_suspended_is_not_missed(node: System, panel: double.Panel) -> None:
@@ -225,7 +225,7 @@ def test_denied_tokens_open_nothing_any_more(node: System, panel: double.Panel) 
             assert hear(again)[0] == "jwt error"
             admitted(again, panel.token(uuid, iat=int(time.time()) + 2))
         say(other, "send stats")
-        assert hear(other)[0] == "status"
+        assert hear(other)[0] == "stats"
 
 
 @pytest.mark.parametrize("everywhere", [True, False])
@@ -243,9 +243,9 @@ def test_a_user_is_cut_off(node: System, panel: double.Panel, everywhere: bool) 
             assert is_cut(second)
         else:
             say(second, "send stats")
-            assert hear(second)[0] == "status"
+            assert hear(second)[0] == "stats"
         say(other, "send stats")
-        assert hear(other)[0] == "status"
+        assert hear(other)[0] == "stats"
 
 
 def test_a_deleted_server_says_so(node: System, panel: double.Panel) -> None:
