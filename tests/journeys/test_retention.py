@@ -54,8 +54,8 @@ def available(device: Device, path: str) -> list[bool]:
 
 def sweeps(system: System, many: int = 3) -> None:
     """Waits for that many whole sweeps, told by a file of somebody else that one has to drop."""
+    other = user(system).device()
     for number in range(many):
-        other = user(system).device()
         data = [os.urandom(10) for _ in range(KEPT + 1)]
         for one in data:
             other.upload(f"{number}", one)
