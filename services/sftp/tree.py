@@ -69,15 +69,17 @@ class Tree:
         raise gone()
 
     def _walk(self, path: Parts, flags: int) -> int:
-        """Where the kernel cannot resolve, no link is followed."""
+        """Where the kernel cannot resolve, no link is followed, and none is there."""
+        if not path:
+            return os.open(b".", flags | os.O_CLOEXEC, dir_fd=self.root)
         try:
-            return (
-                paths.walk(self.root, path, flags | os.O_NOFOLLOW)
-                if path
-                else os.open(b".", flags | os.O_CLOEXEC, dir_fd=self.root)
-            )
+            found = paths.walk(self.root, path, flags | os.O_NOFOLLOW)
         except errors.Forbidden:
             raise gone() from None
+        if stat.S_ISLNK(os.fstat(found).st_mode):
+            os.close(found)
+            raise gone()
+        return found
 
     @contextlib.contextmanager
     def handle(self, path: Parts) -> Iterator[int]:
