@@ -209,7 +209,8 @@ class Attached:
 
     def _limit(self, limits: Limits) -> None:
         if self._state.lives():
-            confines = rlimits.confines(limits, self._settings.pids, without(self._group), self._settings.user)
+            missing = without(self._group) - {"pids"}  # those are the node's, and of the start
+            confines = rlimits.confines(limits, self._settings.pids, missing, self._settings.user)
             rlimits.apply(self._members(), confines)
             self._group.apply(limits, self._settings.pids)
 

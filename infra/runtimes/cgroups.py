@@ -19,6 +19,7 @@ CONTROLLERS = ("cpu", "cpuset", "memory", "pids", "io")
 _V1 = {"cpu": "cpu", "cpuset": "cpuset", "memory": "memory", "pids": "pids", "blkio": "io", "cpuacct": "cpuacct"}
 _UNLIMITED_V1 = "-1"
 _BUSY_TRIES = 5
+_UNUSED_S = 60.0
 
 #: Of a controller: the files to write, in order, each with its text. Of several with the same first word only one is
 #: there, as the machine has it.
@@ -194,9 +195,14 @@ def _hand_down(folder: str, wanted: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def tidy(places: list[Place]) -> None:
-    """Removes what `places` made, where no group is left in it."""
+    """Removes what `places` made, where no group is left in it, and groups that were made for what never began."""
     for place in places:
         with suppress(OSError):
+            for name in os.listdir(place.folder):
+                group = os.path.join(place.folder, name)
+                if os.path.isdir(group) and time.time() - os.stat(group).st_mtime > _UNUSED_S:
+                    with suppress(OSError):
+                        os.rmdir(group)
             os.rmdir(place.folder)
 
 
@@ -227,10 +233,14 @@ class Group:
         return {name: f"cgroup v{place.version}" for place in self.places for name in place.controllers}
 
     def make(self) -> None:
-        """Raises OSError."""
+        """Also when somebody tidied up since the places were found. Raises OSError."""
         for place in self.places:
             os.makedirs(place.folder, exist_ok=True)
-            if place.version == 1 and "cpuset" in place.controllers:
+            above = os.path.dirname(place.folder)
+            if place.version == 2:
+                _hand_down(above, place.controllers)
+            elif "cpuset" in place.controllers:
+                _inherit(above)
                 _inherit(place.folder)
 
     def remove(self) -> None:

@@ -178,13 +178,7 @@ class Processes:
         return found
 
     def _tidy(self) -> None:
-        """Groups that were made for what never began."""
-        places = cgroups.places(self._name)
-        for place in places:
-            for name in os.listdir(place.folder):
-                with contextlib.suppress(OSError):
-                    os.rmdir(os.path.join(place.folder, name))
-        cgroups.tidy(places)
+        cgroups.tidy(cgroups.places(self._name))
 
     async def remove(self, uuid: str) -> None:
         """Raises errors.SyncFailed while it runs."""

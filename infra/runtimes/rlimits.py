@@ -9,9 +9,11 @@ but their shares are all the same.
 from __future__ import annotations
 
 import os
+import re
 import resource
 from collections.abc import Iterable
 from contextlib import suppress
+from pathlib import Path
 
 from msgspec import Struct
 
@@ -19,6 +21,7 @@ from domain import errors
 from domain.server_config import Limits
 
 _TICKS = os.sysconf("SC_CLK_TCK")
+_CAPABLE = re.compile(r"^CapEff:\s+([0-9a-f]+)$", re.MULTILINE)
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -30,8 +33,8 @@ class Confines(Struct, frozen=True):
 
 
 def confines(limits: Limits, pids: int, without: set[str], user: int) -> Confines:
-    """For the controllers that are missing. Hard limits stay for whoever is not root, who could not raise them again.
-    Blocks for a moment."""
+    """For the controllers that are missing. Hard limits stay where they are if we could not raise them again: they
+    bind a server then that does not want to be rid of them. Blocks for a moment."""
     found = []
     for number, value in (
         (resource.RLIMIT_DATA, limits.memory if "memory" in without else 0),
@@ -39,9 +42,15 @@ def confines(limits: Limits, pids: int, without: set[str], user: int) -> Confine
     ):
         if value > 0 or ("memory" in without and number == resource.RLIMIT_DATA):
             soft = value if value > 0 else resource.RLIM_INFINITY
-            hard = soft if os.geteuid() == 0 else resource.getrlimit(number)[1]
+            hard = soft if _may_raise() else resource.getrlimit(number)[1]
             found.append((number, _least(soft, hard), hard))
     return Confines(tuple(found), cores(limits.cpuset) if "cpuset" in without else None)
+
+
+def _may_raise() -> bool:
+    """CAP_SYS_RESOURCE."""
+    match = _CAPABLE.search(Path("/proc/self/status").read_text())
+    return match is not None and bool(int(match[1], 16) >> 24 & 1)
 
 
 def _least(soft: int, hard: int) -> int:

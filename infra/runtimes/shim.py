@@ -237,7 +237,8 @@ class Shim:
 
 def terminal(ids: list[int] | None) -> tuple[tuple[int, int], tuple[int, int]]:
     """Our ends (from it, to it), and its own. A terminal, since many programs hold back what they say to a pipe; one
-    that changes nothing on the way. Pipes where the machine has no terminals to give."""
+    that changes nothing on the way, and that is not its controlling one: with the end of a shell that would hang up on
+    what still ends in its own time. Pipes where the machine has no terminals to give."""
     try:
         master, slave = os.openpty()
         tty.setraw(slave, termios.TCSANOW)
@@ -278,6 +279,8 @@ def start(launch: dict[str, Any]) -> Shim:
         os.waitpid(pid, 0)
         kill_all(made.groups)
         remove_groups(made.groups)
+        for name in ("state", "socket"):
+            os.unlink(name)
         raise Failed(problem.decode(errors="replace"))
     return made
 
@@ -290,8 +293,6 @@ def _become(launch: dict[str, Any], theirs: tuple[int, int], held: int, failure:
         os.setsid()
         for target, descriptor in zip((0, 1, 2), (theirs[0], theirs[1], theirs[1]), strict=True):
             os.dup2(descriptor, target)
-        with suppress(OSError):
-            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         for signum in signal.valid_signals():
             with suppress(OSError, ValueError):
                 signal.signal(signum, signal.SIG_DFL)
@@ -366,7 +367,8 @@ def _begin(launch: dict[str, Any]) -> Shim:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
         except BlockingIOError:
-            if time.monotonic() > deadline:
+            begun = os.path.exists("state") and not os.path.exists("end")
+            if begun or time.monotonic() > deadline:
                 raise Failed("it runs already") from None
             time.sleep(0.01)
     for name in ("state", "end", "console", "console.1", "socket"):

@@ -1,0 +1,489 @@
+"""Servers as real processes: what they are given, what they say, what limits them, how they end, who outlives whom."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shlex
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from domain import errors
+from domain.server_config import Stop
+from infra.runtimes import attached, cgroups, shim_machine
+from tests.infra.houses import AS_WE_ARE, ROOT, House, limits, until
+
+SECRET = "a secret; $(touch harmed) `touch harmed` 'é"
+GROUPS = bool(cgroups.places("undrift-probe"))
+cgroups.tidy(cgroups.places("undrift-probe"))
+needs_groups = pytest.mark.skipif(not GROUPS, reason="no control groups here")
+needs_root = pytest.mark.skipif(not ROOT, reason="only root has servers run as somebody else")
+
+#: A child in Python that holds as many megabytes more as it is told, and says so.
+HOARDER = """
+held = []
+print("ready", flush=True)
+for line in iter(input, "end"):
+    try:
+        held.append(bytearray(b"x") * (int(line) << 20))
+        print("holds", sum(map(len, held)) >> 20, flush=True)
+    except MemoryError:
+        print("no more", flush=True)
+"""
+
+
+@pytest.fixture
+async def house(data_dir: Path) -> AsyncIterator[House]:
+    made = House(data_dir)
+    yield made
+    await made.leave()
+
+
+@pytest.fixture
+async def ours(data_dir: Path) -> AsyncIterator[House]:
+    """Whose servers run as we do."""
+    made = House(data_dir, AS_WE_ARE, pids=24)
+    yield made
+    await made.leave()
+
+
+@pytest.fixture(params=["groups", "none"])
+async def both(request: pytest.FixtureRequest, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[House]:
+    """A machine with control groups, and one without."""
+    if request.param == "none":
+        monkeypatch.setattr(cgroups, "places", lambda name: [])
+    made = House(data_dir, pids=24)
+    yield made
+    await made.leave()
+
+
+@pytest.fixture
+async def bare(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[House]:
+    """A machine without control groups."""
+    monkeypatch.setattr(cgroups, "places", lambda name: [])
+    made = House(data_dir, AS_WE_ARE, pids=24)
+    yield made
+    await made.leave()
+
+
+def python(program: str) -> str:
+    return f"exec {shlex.quote(sys.executable)} -I -S -c {shlex.quote(program)}"
+
+
+async def test_it_has_its_own_environment_folder_and_user_and_its_secrets_are_in_no_list(house: House) -> None:
+    server = await house.start("echo {{SECRET}}; pwd; id -u; cat", environment={"SECRET": SECRET, "LANG": "de"})
+    await server.says(SECRET)
+    folder = str(house.folder("one"))
+    assert server.lines == [SECRET, folder, "988" if ROOT else str(os.geteuid())]
+    environment = Path(f"/proc/{server.pid}/environ").read_bytes().split(b"\0")
+    given = dict(each.decode().split("=", 1) for each in environment if each)
+    assert (given.pop("SECRET"), given.pop("LANG"), given.pop("HOME")) == (SECRET, "de", folder)
+    assert set(given) == {"PATH", "USER"}
+    for pid in (server.pid, house.state("one")["shim"]):
+        assert b"a secret" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+    assert b"SECRET" not in Path(f"/proc/{house.state('one')['shim']}/environ").read_bytes()
+    assert not (house.folder("one") / "harmed").exists()
+    status = Path(f"/proc/{server.pid}/status").read_text()
+    assert "NoNewPrivs:\t1" in status
+    assert "Umask:\t0022" in status
+    assert os.getsid(server.pid) == server.pid
+
+
+@needs_root
+async def test_it_sees_nothing_of_what_lies_beside_it(house: House) -> None:
+    secret = house.settings.directory / "secrets"
+    secret.mkdir(parents=True)
+    (secret / "key").write_text("ours")
+    house.settings.directory.chmod(0o755)
+    (house.folder("two") / "file").write_text("theirs")
+    os.chmod(house.folder("two"), 0o777)
+    looks = f"cat {secret}/key; cat {house.folder('two')}/file; touch made; echo done"
+    server = await house.start(looks)
+    assert await server.end() == 0
+    assert server.lines[-1] == "done"
+    assert "ours" not in server.lines
+    assert "theirs" not in server.lines
+    assert (house.folder("one") / "made").stat().st_uid == 988
+
+
+async def test_what_is_kept_of_it_is_private(house: House) -> None:
+    await house.start("cat")
+    assert stat.S_IMODE(house.record("one").stat().st_mode) == 0o700
+    for each in house.record("one").iterdir():
+        assert stat.S_IMODE(each.stat().st_mode) & 0o077 == 0 or each.name == "shim.log", each
+
+
+@pytest.mark.parametrize(
+    ("invocation", "code"),
+    [
+        ("exit 7", 7),
+        ("kill -9 $$", -9),
+        ("exec sh -c 'kill -SEGV $$'", -11),
+        ("no-such-command-here", 127),
+        ("true", 0),
+    ],
+)
+async def test_its_exit_code_is_known(house: House, invocation: str, code: int) -> None:
+    assert await (await house.start(invocation)).end() == code
+
+
+async def test_what_cannot_be_started_says_why(house: House) -> None:
+    for wrong in ({"invocation": " "}, {"invocation": "true", "uuid": "../x"}):
+        with pytest.raises(errors.SyncFailed):
+            await house.start(**wrong)
+    with pytest.raises(errors.SyncFailed, match="cannot be given"):
+        await house.start("true", environment={"A=B": "c"})
+    launch = house.launch("true", "gone")
+    os.rmdir(launch.folder)
+    with pytest.raises(errors.SyncFailed, match="its folder: No such file"):
+        await house.runtime.start(launch)
+    assert await (await house.start("true", "gone")).end() == 0
+
+
+async def test_lines_go_in_and_out_and_the_last_are_kept(house: House) -> None:
+    server = await house.start('while read -r line; do echo "got $line"; done')
+    for number in range(30):
+        await server.running.say(f"line {number}\nx\n")
+    await server.says("got line 29 x")
+    assert [f"got line {number} x" for number in range(30)] == server.lines
+    assert await server.running.recent(2) == [b"got line 28 x", b"got line 29 x"]
+    with pytest.raises(errors.SyncFailed, match="too long"):
+        await server.running.say("x" * 20_000)
+
+
+async def test_a_line_without_an_end_and_one_without_any_measure(house: House) -> None:
+    server = await house.start("head -c 100000 /dev/zero | tr '\\0' x; echo; printf 'windows\\r\\n'; printf last")
+    assert await server.end() == 0
+    assert [len(server.lines[0]), *server.lines[1:]] == [16 * 1024, "windows", "last"]
+
+
+async def test_input_that_nobody_reads_is_refused_and_blocks_nobody(house: House) -> None:
+    server = await house.start("echo up; exec sleep 1000")
+    await server.says("up")
+    said = [server.running.say("x" * 10_000) for _ in range(50)]
+    refused = {str(each) for each in await asyncio.gather(*said, return_exceptions=True) if each is not None}
+    assert refused == {"It does not read its input"}
+    await server.running.kill()
+    assert await server.end() == -9
+
+
+async def test_a_flood_neither_blocks_nor_fills_anything(house: House) -> None:
+    words = "yes 0123456789012345678901234567890123456789012345678901234567890123456789"
+    running = await house.runtime.start(house.launch(f"{words} | head -c 80000000"))
+    assert await running.ended() == 0
+    kept = [house.record("one") / name for name in ("console", "console.1")]
+    assert all(file.stat().st_size <= 1024 * 1024 for file in kept if file.exists())
+    assert any(b"were dropped" in line for line in await running.recent(10_000))
+    server = await house.start(words, "two")
+    await until(lambda: (house.record("two") / "console.1").exists(), "so much output")
+    status = Path(f"/proc/{house.state('two')['shim']}/status").read_text()
+    assert int(status.partition("VmRSS:")[2].split()[0]) < 40_000
+    await server.running.kill()
+    assert await server.end() == -9
+
+
+async def test_only_one_of_a_server_runs(house: House) -> None:
+    server = await house.start("cat")
+    for runtime in (house.runtime, house.another()):
+        with pytest.raises(errors.SyncFailed, match="runs already"):
+            await runtime.start(house.launch("cat"))
+        with pytest.raises(errors.SyncFailed, match="It runs"):
+            await runtime.remove("one")
+    assert (await house.runtime.adopt())["one"] is server.running
+    again = (await house.another().adopt())["one"]
+    assert again.identity == server.running.identity
+    await again.kill()
+    assert (await server.end(), await again.ended()) == (-9, -9)
+    await house.runtime.remove("one")
+    await house.runtime.remove("one")
+    assert not house.record("one").exists()
+    assert house.folder("one").exists()
+
+
+async def test_of_two_that_start_it_at_once_one_does(house: House) -> None:
+    both = (house.runtime.start(house.launch("cat")), house.another().start(house.launch("cat")))
+    made = await asyncio.gather(*both, return_exceptions=True)
+    failed = [each for each in made if isinstance(each, BaseException)]
+    assert [type(each) for each in failed] == [errors.SyncFailed]
+
+
+STARTER = """
+import asyncio, sys
+from infra import config
+from infra.runtimes import Launch, processes
+from tests.infra.houses import House, limits
+from pathlib import Path
+
+async def main():
+    house = House(Path(sys.argv[1]))
+    one = await house.start("while read line; do echo got $line; done; exit 5")
+    await one.running.say("a")
+    await one.says("got a")
+    await asyncio.sleep(0.2)
+    two = await house.start("read line; echo bye; exit 6", "two")
+    print("begun", flush=True)
+    await asyncio.sleep(1000)
+
+asyncio.run(main())
+"""
+
+
+async def test_it_outlives_whoever_started_it_and_is_taken_up_again(house: House) -> None:
+    starter = subprocess.Popen(
+        [sys.executable, "-c", STARTER, str(house.settings.directory)], stdout=subprocess.PIPE, start_new_session=True
+    )
+    with starter:
+        assert starter.stdout is not None
+        while (line := starter.stdout.readline()) and b"begun" not in line:
+            pass
+        os.killpg(starter.pid, signal.SIGKILL)
+    before = house.state("one")
+    with contextlib.suppress(OSError):
+        os.kill(house.state("two")["pid"], signal.SIGTERM)
+    await until(lambda: (house.record("two") / "end").exists(), "the end of the second")
+    adopted = await house.runtime.adopt()
+    one, two = house.hear(adopted["one"]), house.hear(adopted["two"])
+    assert (one.pid, one.running.identity.started) == (before["pid"], before["started"])
+    await one.running.say("b")
+    await one.says("got b")
+    assert one.lines == ["got b"]
+    assert await one.running.recent(10) == [b"got a", b"got b"]
+    assert await two.end() == -signal.SIGTERM
+    assert set(await house.runtime.adopt()) == {"one"}
+    assert set(await house.another().adopt()) == {"one"}
+
+
+async def test_what_it_said_while_nobody_looked_is_heard_later(house: House) -> None:
+    await house.runtime.start(house.launch("echo first; read line; echo last; exit 3"))
+    await house.runtime.close()
+    runtime = house.another()
+    await (await runtime.adopt())["one"].say("on")
+    await until(lambda: (house.record("one") / "end").exists(), "its end")
+    server = house.hear((await house.another().adopt())["one"])
+    assert await server.end() == 3
+    assert server.lines == ["first", "last"]
+
+
+async def test_without_its_shim_nothing_of_it_is_left(both: House) -> None:
+    house = both
+    server = await house.start("(trap '' HUP TERM; sleep 1000) & echo up; cat")
+    await server.says("up")
+    left = _all_of(house)
+    assert len(left) == 3
+    os.kill(house.state("one")["shim"], signal.SIGKILL)
+    assert await server.end() is None
+    await until(lambda: not any(map(shim_machine.started, left)), "its end")
+    again = await house.start("echo again")
+    assert await again.end() == 0
+
+
+def _all_of(house: House) -> set[int]:
+    state = house.state("one")
+    return shim_machine.members([place["folder"] for place in state["places"]]) or shim_machine.below(state["shim"])
+
+
+async def test_a_shim_that_ended_unseen_leaves_nothing_either(house: House) -> None:
+    server = await house.start("sleep 1000 & echo up; cat")
+    await server.says("up")
+    left = _all_of(house)
+    await house.runtime.close()
+    os.kill(house.state("one")["shim"], signal.SIGKILL)
+    adopted = (await house.another().adopt())["one"]
+    assert await adopted.ended() is None
+    assert not any(map(shim_machine.started, left))
+    assert await house.another().adopt() == {}
+
+
+async def test_a_process_of_the_same_number_is_not_ours(house: House) -> None:
+    server = await house.start("cat")
+    await house.runtime.close()
+    state = attached.read_state(house.record("one"))
+    assert state is not None
+    os.kill(state.shim, signal.SIGKILL)
+    await until(lambda: not state.lives(), "its end")
+    with subprocess.Popen(["sleep", "1000"]) as stranger:
+        told = {**house.state("one"), "pid": stranger.pid, "shim": stranger.pid, "places": []}
+        shim_machine.write(str(house.record("one") / "state"), told)
+        adopted = (await house.another().adopt())["one"]
+        assert await adopted.ended() is None
+        await adopted.kill()
+        assert stranger.poll() is None
+        stranger.kill()
+    shim_machine.remove_groups([place.folder for place in state.places])
+    server.listening.cancel()
+
+
+@pytest.mark.parametrize(
+    ("how", "invocation", "code"),
+    [
+        (Stop("command", "stop"), "echo up; read line; echo $line; exit 4", 4),
+        (Stop("signal", "^C"), "trap 'exit 5' INT; echo up; while :; do sleep 0.05; done", 5),
+        (Stop("signal", "C"), "trap 'exit 5' INT; echo up; while :; do sleep 0.05; done", 5),
+        (Stop("signal", "SIGUSR1"), "trap 'exit 6' USR1; echo up; while :; do sleep 0.05; done", 6),
+        (Stop("stop", None), "echo up; exec cat", -15),
+    ],
+)
+async def test_it_is_asked_to_end_in_its_own_way(house: House, how: Stop, invocation: str, code: int) -> None:
+    server = await house.start(invocation)
+    await server.says("up")
+    await server.running.stop(how)
+    assert await server.end() == code
+    await server.running.stop(how)
+    await server.running.kill()
+
+
+async def test_what_a_shell_runs_is_asked_to_end_with_it_and_may_finish(house: House) -> None:
+    work = "trap 'sleep 0.3; echo saved; exit' TERM; echo up; while :; do sleep 0.05; done"
+    server = await house.start(f"sh -c {shlex.quote(work)}; echo never")
+    await server.says("up")
+    await server.running.stop(Stop("stop", None))
+    assert await server.end() == -15
+    assert (server.lines[0], server.lines[-1]) == ("up", "saved")
+
+
+async def test_what_it_leaves_behind_ends_with_it(ours: House) -> None:
+    server = await ours.start("setsid sleep 1000 & sleep 0.1; echo up; read line; exit 2")
+    await server.says("up")
+    left = _all_of(ours)
+    await server.running.say("")
+    assert await server.end() == 2
+    assert not any(map(shim_machine.started, left))
+
+
+async def test_a_data_directory_may_lie_deep(data_dir: Path) -> None:
+    house = House(data_dir / ("d" * 100) / ("e" * 100))
+    try:
+        server = await house.start("read line; echo $line")
+        await server.running.say("deep")
+        assert await server.end() == 0
+        assert server.lines == ["deep"]
+    finally:
+        await house.leave()
+
+
+@needs_groups
+async def test_a_running_process_feels_a_new_memory_limit(ours: House) -> None:
+    server = await ours.start(python(HOARDER), limits=limits(memory=1000))
+    identity = server.running.identity
+    await server.running.say("40")
+    await server.says("holds 40")
+    assert (await server.running.usage()).memory_bytes > 40 << 20
+    await server.running.limit(limits(memory=100))
+    await server.running.say("20")
+    await server.says("holds 60")
+    assert server.running.identity == identity
+    await server.running.say("200")
+    assert await server.end() == -9
+
+
+@needs_groups
+async def test_memory_that_it_holds_is_not_taken_away_without_a_word(ours: House) -> None:
+    server = await ours.start(python(HOARDER), limits=limits(memory=1000))
+    await server.running.say("60")
+    await server.says("holds 60")
+    version1 = (await ours.runtime.limits_enforced())["memory"] == "cgroup v1"
+    if version1:
+        with pytest.raises(errors.SyncFailed, match=r"It holds .* bytes, more than the 34500000"):
+            await server.running.limit(limits(memory=30))
+        await server.running.say("100")
+    else:
+        await server.running.limit(limits(memory=30))
+    assert await server.end() == -9
+
+
+@needs_groups
+async def test_a_running_process_feels_a_new_cpu_limit(ours: House) -> None:
+    server = await ours.start("echo up; while :; do :; done")
+    await server.says("up")
+    [folder] = [place["folder"] for place in ours.state("one")["places"] if "cpu" in place["controllers"]]
+
+    def throttled() -> int:
+        text = Path(folder, "cpu.stat").read_text().split()
+        return int(text[text.index("nr_throttled") + 1])
+
+    await asyncio.sleep(0.3)
+    assert throttled() == 0
+    await server.running.limit(limits(cpu=5))
+    await until(lambda: throttled() > 2, "a throttled process")
+    await server.running.limit(limits())
+    before = (await server.running.usage()).uptime_ms
+    await until(lambda: shim_machine.started(server.pid), "it")
+    assert before > 0
+    await server.running.kill()
+    assert await server.end() == -9
+
+
+@needs_groups
+async def test_a_limit_that_the_machine_cannot_give_is_said(ours: House) -> None:
+    server = await ours.start("cat", limits=limits(threads="0"))
+    assert os.sched_getaffinity(server.pid) == {0}
+    with pytest.raises(errors.SyncFailed, match=r"does not take cpuset.cpus = 4000"):
+        await server.running.limit(limits(threads="4000"))
+    assert os.sched_getaffinity(server.pid) == {0}
+    await server.running.limit(limits())
+    assert os.sched_getaffinity(server.pid) == os.sched_getaffinity(0)
+
+
+async def test_a_new_environment_is_of_the_next_start(house: House) -> None:
+    server = await house.start("echo is {{WHAT}}; cat", environment={"WHAT": "old"})
+    await server.says("is old")
+    await server.running.stop(Stop("stop", None))
+    await server.end()
+    again = await house.start("echo is {{WHAT}}; cat", environment={"WHAT": "new"})
+    await again.says("is new")
+    assert again.running.identity != server.running.identity
+
+
+BOMB = "i=0; while [ $i -lt 100 ]; do sleep 1000 & i=$((i+1)); done; echo all"
+
+
+async def test_who_multiplies_meets_a_limit(both: House) -> None:
+    server = await both.start(f"({BOMB}); cat")
+    await until(lambda: any("fork" in line.lower() for line in server.lines), "a refusal")
+    left = _all_of(both)
+    assert 10 < len(left) <= 24
+    await server.running.kill()
+    assert await server.end() == -9
+    assert not any(map(shim_machine.started, left))
+
+
+async def test_without_control_groups_it_feels_a_new_memory_limit_all_the_same(bare: House) -> None:
+    assert await bare.runtime.limits_enforced() == {
+        "cpu": "nothing",
+        "io": "nothing",
+        "memory": "rlimit",
+        "pids": "rlimit",
+        "cpuset": "affinity",
+    }
+    server = await bare.start(python(HOARDER), limits=limits(memory=500, threads="0"))
+    assert os.sched_getaffinity(server.pid) == {0}
+    await server.running.say("40")
+    await server.says("holds 40")
+    usage = await server.running.usage()
+    assert 40 << 20 < usage.memory_bytes < 400 << 20
+    await server.running.limit(limits(memory=100))
+    assert os.sched_getaffinity(server.pid) == os.sched_getaffinity(0)
+    await server.running.say("200")
+    await server.says("no more")
+    await server.running.limit(limits(memory=0))
+    await server.running.say("120")
+    await server.says("holds 160")
+    await server.running.say("end")
+    assert await server.end() == 0
+
+
+async def test_without_control_groups_kill_reaches_all_it_started(bare: House) -> None:
+    server = await bare.start("setsid setsid sleep 1000 & sleep 0.2; (sleep 1000 &) ; echo up; cat")
+    await server.says("up")
+    left = _all_of(bare)
+    assert len(left) >= 4
+    await server.running.kill()
+    assert await server.end() == -9
+    assert not any(map(shim_machine.started, left))
