@@ -295,7 +295,7 @@ class Panel:
             for uuid in some
         ]
         first = (page - 1) * size + 1 if some else None
-        meta = {
+        meta: dict[str, Any] = {
             "current_page": page,
             "from": first,
             "last_page": max(-(-len(every) // size), 1),
