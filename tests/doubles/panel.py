@@ -17,6 +17,7 @@ import ssl
 import threading
 import time
 import uuid as uuids
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -113,6 +114,7 @@ class Panel:
         self.resets = 0
         self.node = TOKEN_ID, TOKEN
         self._port, self._certificate = port, certificate
+        self._connections: weakref.WeakSet[asyncio.Transport] = weakref.WeakSet()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
@@ -122,7 +124,7 @@ class Panel:
         return self
 
     def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()
@@ -145,6 +147,12 @@ class Panel:
         assert site._server is not None
         self.port: int = site._server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]
         self.url = f"http{'s' if self._certificate else ''}://127.0.0.1:{self.port}"
+
+    async def _end(self) -> None:
+        await self._runner.cleanup()
+        for transport in list(self._connections):  # those over TLS would wait for the other side
+            transport.abort()
+        await asyncio.sleep(0.01)
 
     # What people do in it.
 
@@ -255,6 +263,8 @@ class Panel:
 
     @web.middleware
     async def _admit(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        if request.transport is not None:
+            self._connections.add(request.transport)
         body = await request.text()
         self.seen.append(
             Seen(request.method, str(request.rel_url), dict(request.headers), json.loads(body) if body else None)

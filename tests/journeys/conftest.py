@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
-from tests.journeys.system import system
+from tests.doubles.panel import Panel
+from tests.journeys import nodes
+from tests.journeys.system import System, system
 
 __all__ = ["system"]  # a fixture
 
@@ -86,6 +88,22 @@ class Instance:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
         return made
+
+
+@pytest.fixture(scope="session")
+def panel() -> Iterator[Panel]:
+    with Panel() as one:
+        yield one
+
+
+@pytest.fixture(scope="session")
+def node(panel: Panel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """One node of a Panel's for all journeys that only use it: each takes over servers of its own."""
+    made = System(tmp_path_factory.mktemp("node"), settings=nodes.settings(panel))
+    try:
+        yield made.start()
+    finally:
+        made.stop()
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,9 @@ from typing import Any
 import pytest
 
 from tests.doubles import panel as double
-from tests.journeys.nodes import node, panel, untroubled
 from tests.journeys.system import Answer, System, until
 from tests.journeys.test_sockets import admitted, hear, is_cut, opened, say
 from tests.journeys.test_two_gateways import Beside, beside
-
-__all__ = ["node", "panel", "untroubled"]  # fixtures
 
 INVALID = {"error": "The data provided in the request could not be validated."}
 
@@ -25,6 +22,16 @@ INVALID = {"error": "The data provided in the request could not be validated."}
 def second(node: System, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     with beside(node, tmp_path_factory.mktemp("second") / "gateway.log") as url:
         yield Beside(node.base, port=node.port, url=url)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def others(node: System, panel: double.Panel) -> Iterator[None]:
+    """Go by the token of before."""
+    yield
+    first = double.TOKEN_ID, double.TOKEN
+    body = {**panel.configuration(), "token_id": first[0], "token": first[1]}
+    assert update(node, panel, body).status == 200
+    panel.node = first
 
 
 def update(node: System, panel: double.Panel, body: Any, **headers: str) -> Answer:

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
 
 from tests.doubles import panel as double
-from tests.journeys.nodes import ask, node, panel, settings, taken_over, untroubled
+from tests.journeys.nodes import ask, settings, taken_over, untroubled
 from tests.journeys.system import ADMIN, System, until
 from tests.journeys.test_schemathesis import NODE, schemathesis, servers
 from tests.journeys.test_why import shown, types, why
 
-__all__ = ["node", "panel", "untroubled"]  # fixtures
+__all__ = ["untroubled"]  # a fixture
 
 UNKNOWN = "11111111-5c7b-4f1e-9d2a-6e8f1c3b5a7d"
 NO_HEADER = {"error": "The required authorization heads were not present in the request."}
 WRONG = {"error": "You are not authorized to access this endpoint."}
-NOT_HERE = {"error": "The requested resource does not exist on this instance."}
-FAILED = "An unexpected error was encountered while processing this request"
-LATE = "The server could not process this request in time, please try again."
 
 
 # Who may.
@@ -113,64 +108,6 @@ def test_an_idempotency_key_syncs_once(node: System, panel: double.Panel) -> Non
     again = ask(node, "POST", f"/api/servers/{uuid}/sync", **{"Idempotency-Key": "once"})
     assert (first.status, again.status, len(panel.seen)) == (204, 204, asked)
     assert first.headers["undrift-position"] == again.headers["undrift-position"]
-
-
-@pytest.mark.parametrize("uuid", [UNKNOWN, UNKNOWN[:8], UNKNOWN.upper(), "x", "%2e%2e"])
-def test_an_unknown_server_is_not_asked_for(node: System, panel: double.Panel, uuid: str) -> None:
-    asked = len(panel.seen)
-    answer = ask(node, "POST", f"/api/servers/{uuid}/sync")
-    assert (answer.status, answer.json()) == (404, NOT_HERE)
-    assert len(panel.seen) == asked
-    for method in ("GET", "DELETE"):
-        answer = ask(node, method, f"/api/servers/{uuid}")
-        assert (answer.status, answer.json()) == (404, NOT_HERE)
-
-
-def test_one_that_the_panel_has_forgotten_is_404_and_stays(node: System, panel: double.Panel) -> None:
-    uuid = taken_over(node, panel)
-    del panel.servers[uuid]
-    answer = ask(node, "POST", f"/api/servers/{uuid}/sync")
-    assert answer.status == 404
-    assert answer.json() == {**NOT_HERE, "request_id": answer.headers["x-request-id"]}
-    assert ask(node, "GET", f"/api/servers/{uuid}").status == 200
-
-
-TROUBLES = {
-    "down": lambda _: web.Response(status=503),
-    "refuses": lambda _: web.Response(status=401),
-    "conflict": lambda _: web.Response(status=409, text="{}"),
-    "garbled": lambda _: web.Response(text='{"settings": {'),
-    "null": lambda _: web.json_response({"settings": {}, "process_configuration": None}),
-    "elsewhere": lambda _: web.Response(status=301, headers={"Location": "https://example.org/"}),
-    "another": lambda _: web.json_response(
-        {"settings": double.settings(UNKNOWN), "process_configuration": double.process()}
-    ),
-    "huge": lambda _: web.json_response(
-        {"settings": double.settings(UNKNOWN, invocation="x" * 10_000_000), "process_configuration": double.process()}
-    ),
-}
-
-
-@pytest.mark.parametrize("trouble", TROUBLES.values(), ids=TROUBLES)
-def test_a_panel_of_no_use_is_500_and_changes_nothing(node: System, panel: double.Panel, trouble: Any) -> None:
-    uuid = taken_over(node, panel)
-    before = ask(node, "GET", f"/api/servers/{uuid}").json()
-    panel.change(uuid, suspended=True)
-    panel.trouble = trouble
-    answer = ask(node, "POST", f"/api/servers/{uuid}/sync")
-    assert (answer.status, answer.json()["error"]) == (500, FAILED)
-    assert answer.json()["request_id"] == answer.headers["x-request-id"]
-    assert ask(node, "GET", f"/api/servers/{uuid}").json() == before
-
-
-def test_what_the_panel_says_after_the_deadline_is_never_applied(node: System, panel: double.Panel) -> None:
-    uuid = taken_over(node, panel)
-    panel.change(uuid, suspended=True)
-    with node.idle():
-        answer = ask(node, "POST", f"/api/servers/{uuid}/sync")
-    assert (answer.status, answer.json()["error"]) == (500, LATE)
-    time.sleep(1.0)
-    assert not ask(node, "GET", f"/api/servers/{uuid}").json()["is_suspended"]
 
 
 # Its neighbours.
