@@ -99,8 +99,11 @@ async def clear(process: Process, configuration: Configuration) -> Configuration
 
 
 def queue(uuid: str, until: datetime) -> Wish:
-    """A sync of one server that is over by then."""
-    ticket = jobs.Ticket(job=declarations.new_id(), kind="servers", type="full_sync", lane="now")
+    """A sync of one server that is over by then. They run one after the other: what the Panel said first must not come
+    after what it said since."""
+    ticket = jobs.Ticket(
+        job=declarations.new_id(), kind="servers", type="full_sync", lane="now", target=f"servers/{uuid}"
+    )
     spec = Raw(msgspec.json.encode(plan.Spec(uuid)))
     return Wish(jobs, ticket.job, jobs.Queue(jobs.Queued(ticket=ticket, spec=spec, waited=True, deadline=until)), True)
 

@@ -9,6 +9,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -308,6 +309,36 @@ def test_what_is_not_done_in_time_is_500_and_never_done(node: System, panel: dou
         failed(sync(node, uuid), LATE)
     time.sleep(1.0)
     assert shown(node, uuid) == before
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_an_older_answer_never_comes_after_a_newer_one(
+    node: System, panel: double.Panel, uuid: str, back: bool
+) -> None:
+    """What the Panel said first is on its way for longer; meanwhile it has changed its mind, perhaps back to what it
+    wanted before, so that whoever asks then finds nothing to change."""
+    assert sync(node, uuid).status == 204
+    first = panel.servers[uuid].settings
+    panel.change(uuid, suspended=not first["suspended"])
+    once = iter([True])
+
+    async def slowly(request: web.Request) -> web.Response | None:
+        if not next(once, False):
+            return None
+        said = await panel._one(request)
+        await asyncio.sleep(0.25)
+        return said
+
+    panel.trouble = slowly
+    with ThreadPoolExecutor(1) as pool:
+        asked = len(panel.seen)
+        older = pool.submit(sync, node, uuid)
+        assert until(lambda: len(panel.seen) > asked)
+        panel.servers[uuid].settings = {**first, "invocation": first["invocation"] if back else "newer"}
+        newer = sync(node, uuid)
+        assert (older.result().status, newer.status) == (204, 204)
+    now = shown(node, uuid)
+    assert (now["suspended"], now["invocation"]) == (first["suspended"], panel.servers[uuid].settings["invocation"])
 
 
 # What the Panel says, and is of no use.
