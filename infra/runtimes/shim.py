@@ -198,14 +198,14 @@ class Shim:
 
     def _signal(self, signum: int) -> None:
         """To the server; where that is still the shell it was started by, to what this runs, too: as a terminal does,
-        since a shell passes nothing on."""
-        self.asked = True
+        since a shell passes nothing on. What it runs may then end after it."""
         if self.code is not None:
             return
         try:
             shell = os.path.basename(os.readlink(f"/proc/{self.pid}/exe")) in _SHELLS
         except OSError:
             shell = True
+        self.asked = self.asked or shell
         with suppress(OSError):
             (os.killpg if shell else os.kill)(self.pid, signum)
 

@@ -82,7 +82,7 @@ class House:
         folder = self.settings.directory / "servers" / uuid
         if not folder.exists():
             folder.mkdir(parents=True, mode=0o700)
-            if ROOT and not self.settings.servers.user:
+            if os.geteuid() == 0 and not self.settings.servers.user:
                 os.chown(folder, 988, 988)
         return folder
 
