@@ -234,7 +234,7 @@ class Hub:
                     socket.cut(Cut(1000, "deleted"))
             case servers.PowerChanged():
                 for socket in room:
-                    socket.say("status", event.power)
+                    socket.status(event.power)
             case _:
                 pass
 

@@ -73,6 +73,7 @@ class Socket:
         self._renewed = asyncio.Event()
         self._heard: deque[float] = deque()
         self._throttled = False
+        self._status: servers.Power | None = None
 
     def say(self, event: str, *args: Any) -> None:
         """To whoever has shown a token that is still good, and anything about tokens to everybody."""
@@ -82,6 +83,12 @@ class Socket:
             self._waiting.put_nowait(_encode(Said(event, list(args))))
         except asyncio.QueueFull:
             self.cut(Cut())
+
+    def status(self, power: servers.Power) -> None:
+        """Once for each, however often it is recorded."""
+        if power != self._status:
+            self._status = power
+            self.say("status", power)
 
     def pass_on(self, event: str, text: str) -> None:
         """What may be lost: a client that lags behind misses some of it, and stays."""
@@ -203,7 +210,8 @@ class Socket:
             return
         self.claims = claims
         self.say("auth success")
-        self.say("status", (await self._hub.state(self._uuid)).power)
+        self._status = None
+        self.status((await self._hub.state(self._uuid)).power)
         self._renewed.set()
 
     async def _set_state(self, action: Any) -> None:

@@ -65,6 +65,10 @@ class Fleet:
             log.info("servers are asked to end", servers=len(running), within_s=round(within_s, 1))
         await _all(one.finish(within_s) for one in running)
 
+    async def leave(self) -> None:
+        """Whatever runs, runs on."""
+        await _all(one.leave() for one in self._servers.values())
+
     def __getitem__(self, uuid: str) -> Server:
         """Raises errors.NotFound."""
         found = self._servers.get(uuid)

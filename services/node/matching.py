@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 _PREFIX = "regex:"
-_PATIENCE_S = 5.0
+_PATIENCE_S = 2.0
 #: Of a line that is looked at.
 _LONGEST = 2048
 _ANSI = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")

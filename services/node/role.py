@@ -41,7 +41,7 @@ async def run(process: Process) -> None:
     """The role."""
     asyncio.get_running_loop().add_signal_handler(FAREWELL, _farewell.set)
     ending = asyncio.create_task(_farewell.wait())
-    acting = asyncio.create_task(_act(process, ending))
+    acting = asyncio.create_task(_act(process))
     try:
         await asyncio.wait([acting, ending], return_when=asyncio.FIRST_COMPLETED)
         if not ending.done():
@@ -56,7 +56,7 @@ async def run(process: Process) -> None:
         await asyncio.gather(acting, return_exceptions=True)
 
 
-async def _act(process: Process, ending: asyncio.Task[bool]) -> None:
+async def _act(process: Process) -> None:
     async with _leased(process) as lease, runtimes.opened(process.settings) as runtime:
         waits = Waits(process.store, process.tail)
         fleet = Fleet(process, runtime, Volumes(process.settings), waits, lease.guard)
@@ -67,8 +67,9 @@ async def _act(process: Process, ending: asyncio.Task[bool]) -> None:
                 async with desk.answering(process.bus, fleet):
                     await fleet.run()
             finally:
-                if ending.done():
+                if _farewell.is_set():
                     await fleet.end(process.settings.up.stop_s * _GRACE)
+                await fleet.leave()
 
 
 @asynccontextmanager

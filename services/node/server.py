@@ -71,20 +71,16 @@ class Server:
 
     async def run(self) -> None:
         """Serves until cancelled; its process runs on."""
-        try:
-            while True:
-                doing = await self.inbox.get()
-                try:
-                    await doing()
-                except errors.LeaseLost:
-                    raise
-                except (errors.Error, *CONNECTION_LOST) as error:
-                    reason = error.message if isinstance(error, errors.Error) else type(error).__name__
-                    log.warning("a server is not as it should be", server=self.uuid, reason=reason)
-                    self.console.say(reason)
-        finally:
-            if self.life is not None:
-                await self.life.leave()
+        while True:
+            doing = await self.inbox.get()
+            try:
+                await doing()
+            except errors.LeaseLost:
+                raise
+            except (errors.Error, *CONNECTION_LOST) as error:
+                reason = error.message if isinstance(error, errors.Error) else type(error).__name__
+                log.warning("a server is not as it should be", server=self.uuid, reason=reason)
+                self.console.say(reason)
 
     # What the log says.
 
@@ -207,7 +203,7 @@ class Server:
 
     async def _restart(self) -> None:
         await self._stop()
-        if self.state.asked == "restart":
+        if self.state.asked not in ("stop", "kill"):  # whoever asked for that did so later
             await self._start()
 
     async def _kill(self) -> None:
@@ -330,6 +326,11 @@ class Server:
         wanted = self.state.asked not in ("stop", "kill") and not self.state.suspended
         wanted = wanted and self.state.power in ("starting", "running")
         await self._end(patience_s, again=wanted)
+
+    async def leave(self) -> None:
+        """Nothing is heard of it any more; its process runs on."""
+        if self.life is not None:
+            await self.life.leave()
 
     # The log.
 
