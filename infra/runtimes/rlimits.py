@@ -62,8 +62,8 @@ def cores(text: str) -> tuple[int, ...]:
     found: set[int] = set()
     try:
         for part in filter(None, text.split(",")):
-            first, _, last = part.partition("-")
-            numbers = range(int(first), int(last or first) + 1)
+            first, dash, last = part.partition("-")
+            numbers = range(int(first), int(last if dash else first) + 1)
             if len(numbers) > 4096:
                 raise ValueError(part)
             found.update(numbers)

@@ -101,7 +101,7 @@ def kill_all(groups: list[str], others: Callable[[], set[int]] = set, patience_s
 
 
 def remove_groups(groups: list[str]) -> None:
-    """Those in which nobody is."""
+    """Those in which nobody is; whoever has just ended may be in them a moment longer."""
     for group in groups:
         for folder, _, _ in os.walk(group, topdown=False):
             for _ in range(50):
@@ -110,6 +110,8 @@ def remove_groups(groups: list[str]) -> None:
                 except FileNotFoundError:
                     break
                 except OSError:
+                    if members([folder]):
+                        break
                     time.sleep(0.01)
                 else:
                     break
