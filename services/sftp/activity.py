@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import structlog
 
 from domain import errors
-from infra.panel import Activity, Panel, Refused
+from infra.panel import Activity, Panel
 from services.sftp.rooms import Session
 
 log = structlog.get_logger("sftp")
@@ -54,25 +54,28 @@ class Reporter:
                 while self._waiting:
                     await self._tell()
         finally:
-            if self._waiting:
-                await asyncio.shield(asyncio.wait_for(self._last(), _END_S))
+            await self._last()
 
     async def _last(self) -> None:
         try:
-            while self._waiting:
-                await self._panel.report(self._batch())
-        except errors.Error as error:
-            log.warning("the Panel was not told of what was done over SFTP", reason=str(error))
+            async with asyncio.timeout(_END_S):
+                while self._waiting:
+                    await self._panel.report(self._batch())
+        except (errors.Error, TimeoutError) as error:
+            reason = error.message if isinstance(error, errors.Error) else "it did not answer in time"
+            log.warning("the Panel was not told of what was done over SFTP", reason=reason)
 
     async def _tell(self) -> None:
         batch = self._batch()
         while True:
             try:
                 await self._panel.report(batch)
-            except (Refused, errors.NotFound, errors.RemoteRefused) as error:
-                log.warning("the Panel does not take what was done over SFTP", reason=str(error), activities=len(batch))
+            except (errors.NotFound, errors.RemoteRefused) as error:
+                log.warning(
+                    "the Panel does not take what was done over SFTP", reason=error.message, activities=len(batch)
+                )
             except errors.RemoteUnavailable as error:
-                log.warning("the Panel is told later of what was done over SFTP", reason=str(error))
+                log.warning("the Panel is told later of what was done over SFTP", reason=error.message)
                 await asyncio.sleep(_RETRY_S)
                 continue
             break

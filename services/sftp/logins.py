@@ -3,7 +3,6 @@ say so yet."""
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 import re
@@ -32,6 +31,8 @@ Kind = Literal["password", "public_key"]
 _ATTEMPTS, _CHANNELS = 6, 10
 #: Who failed so often in so many seconds, from one address, is not listened to for a while; such addresses are kept.
 _FAILURES, _WINDOW_S, _ADDRESSES = 30, 60.0, 10_000
+#: The Panel's words for: not now.
+_LATER = (409, 429)
 #: Of an address, a fraction of all places may be taken by connections that nobody is logged in on.
 _STRANGERS = 0.5
 _USERNAME = re.compile(r".+\.([a-z0-9]{8})", re.IGNORECASE | re.DOTALL)
@@ -79,16 +80,6 @@ class House:
         most = self.settings.connections
         strangers = self.addresses.strangers.get(address, 0)
         return self.is_closed or len(self.doors) >= most or strangers >= max(most * _STRANGERS, 1)
-
-    async def watch(self) -> None:
-        """Ends what nothing is done on, and who does not take its answers; until cancelled."""
-        idle_s = self.settings.idle_s
-        while True:
-            await asyncio.sleep(min(idle_s / 4, 5.0))
-            now = time.monotonic()
-            for door in list(self.doors):
-                if door.session is not None and now - door.session.used > idle_s:
-                    door.session.cut()
 
 
 class Door(asyncssh.SSHServer):
@@ -204,7 +195,8 @@ class Door(asyncssh.SSHServer):
                     return session
                 log.info("an SFTP login was refused", reason="the server is not open", server=login.server)
             except (Refused, errors.NotFound) as error:
-                self._house.addresses.failed(self._address)
+                if kind == "password" and not (isinstance(error, Refused) and error.status in _LATER):
+                    self._house.addresses.failed(self._address)
                 log.info("an SFTP login was refused", reason=error.message)
             except errors.Error as error:
                 log.warning("an SFTP login could not be judged", reason=error.message)

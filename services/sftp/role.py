@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,8 @@ log = structlog.get_logger("sftp")
 _VERSION = "Undrift"
 #: Calls into the file system at the same time, of all servers.
 _THREADS = 32
-_KEEPALIVE_S, _KEEPALIVES = 30, 3
+#: Of all connections, the part that one server may have; and how often a client is asked whether it is there, in vain.
+_PART, _KEEPALIVES = 2, 3
 #: How long connections have to go, at the end.
 _END_S = 2.0
 
@@ -56,14 +58,15 @@ async def run(process: Process) -> None:
     settings = process.settings.sftp
     logging.getLogger("asyncssh").setLevel(logging.CRITICAL)
     key = await asyncio.to_thread(host_key, process.settings.directory)
-    hub = Hub(process.store, process.tail, Volumes(process.settings))
+    most = max(settings.connections // _PART, 1)
+    hub = Hub(process.store, process.tail, process.bus, Volumes(process.settings), most)
     pool = ThreadPoolExecutor(_THREADS, "sftp")
     try:
         async with Panel(process.settings.panel) as panel:
             reporter = Reporter(panel)
             house = House(settings, hub, panel, reporter, pool)
             async with asyncio.TaskGroup() as group:
-                following = [group.create_task(one) for one in (hub.run(), reporter.run(), house.watch())]
+                following = [group.create_task(one) for one in (hub.run(), reporter.run())]
                 try:
                     await _listen(process, house, key)
                 finally:
@@ -93,7 +96,7 @@ async def _listen(process: Process, house: House, key: asyncssh.SSHKey) -> None:
         kbdint_auth=False,
         host_based_auth=False,
         login_timeout=settings.login_s,
-        keepalive_interval=_KEEPALIVE_S,
+        keepalive_interval=settings.idle_s,
         keepalive_count_max=_KEEPALIVES,
         encoding=None,
     )
@@ -106,9 +109,9 @@ async def _listen(process: Process, house: House, key: asyncssh.SSHKey) -> None:
     finally:
         house.is_closed = True
         server.close()
-        doors = list(house.doors)
-        for door in doors:
+        for door in list(house.doors):
             door.end()
-        async with asyncio.timeout(_END_S):
-            while house.doors:
-                await asyncio.sleep(0.01)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_END_S):
+                while house.doors:
+                    await asyncio.sleep(0.01)

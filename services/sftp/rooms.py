@@ -13,18 +13,19 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-import structlog
+import msgspec
 
-from domain import messages, server_config, servers, tenants
+from domain import errors, messages, server_config, servers, tenants
+from infra import subjects
+from infra.bus import Bus
 from infra.eventstore.store import Loaded, Store
 from infra.panel import Login
 from infra.tail import Tail
 from infra.volumes import Volumes
+from services.servers import CUT, Cut
 from services.sftp.denied import Denied, denied
 from services.sftp.quota import Quota
 from services.sftp.tree import Tree, forbidden
-
-log = structlog.get_logger("sftp")
 
 #: Calls into the file system that one server may have at the same time.
 _AT_ONCE = 4
@@ -93,7 +94,7 @@ class Session:
 
     def __init__(self, login: Login, address: str, room: Room, end: Callable[[], None], note: Note) -> None:
         self.login, self.address, self.room = login, address, room
-        self.began = self.used = time.monotonic()
+        self.began = time.monotonic()
         self.read = self.written = 0
         self._end, self._note = end, note
         self._cut = threading.Event()
@@ -144,9 +145,11 @@ class Waiting:
 class Hub:
     """All sessions of this process."""
 
-    def __init__(self, store: Store, tail: Tail, volumes: Volumes) -> None:
-        self._store, self._tail, self._volumes = store, tail, volumes
+    def __init__(self, store: Store, tail: Tail, bus: Bus, volumes: Volumes, most: int) -> None:
+        """`most` sessions of one server."""
+        self._store, self._tail, self._bus, self._volumes, self._most = store, tail, bus, volumes, most
         self._rooms: dict[str, Room] = {}
+        self._telling: set[asyncio.Task[None]] = set()
         self._waiting: set[Waiting] = set()
 
     @property
@@ -171,8 +174,10 @@ class Hub:
         return self._rooms[uuid]
 
     async def admit(self, session: Session, waiting: Waiting) -> bool:
-        """Whether a session may begin; it is in the room until it leaves. Raises errors.Error, and what Postgres
-        does."""
+        """Whether a session may begin; it is in the room until it leaves. Raises errors.Error, errors.Unavailable where
+        too many are in it, and what Postgres does."""
+        if len(session.room.sessions) >= self._most:
+            raise errors.Unavailable("Too many SFTP sessions of this server")
         session.room.sessions.add(session)
         try:
             stream = messages.stream(servers.STREAM, tenants.FIRST, session.server)
@@ -223,3 +228,11 @@ class Hub:
                 return
         for session in leaving:
             session.cut()
+        if leaving and isinstance(event, servers.Suspended):
+            task = asyncio.create_task(self._tell(uuid, Cut(recorded.position, len(leaving))))
+            self._telling.add(task)
+            task.add_done_callback(self._telling.discard)
+
+    async def _tell(self, uuid: str, cut: Cut) -> None:
+        with contextlib.suppress(errors.Unavailable):  # nor does anybody count them then
+            await self._bus.publish(subjects.server(uuid, CUT), msgspec.json.encode(cut))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -12,6 +11,7 @@ from typing import TypeVar
 import asyncssh
 from asyncssh import constants as sftp
 
+from domain import errors
 from services.sftp.files import Files
 from services.sftp.opened import File, How, Listing
 from services.sftp.rooms import Session
@@ -36,13 +36,14 @@ class Server(asyncssh.SFTPServer):
         self._session, self._files, self._pool = session, files, pool
 
     async def _do(self, call: Callable[..., T], *arguments: object) -> T:
-        self._session.used = time.monotonic()
         await self._taken()
         async with self._session.room.turns:
             try:
                 return await asyncio.get_running_loop().run_in_executor(self._pool, call, *arguments)
             except (OverflowError, ValueError):
                 raise asyncssh.SFTPFailure("A number is out of range") from None
+            except errors.Error as error:
+                raise asyncssh.SFTPFailure(error.message) from None
 
     async def _taken(self) -> None:
         """Waits until the client takes what it asked for."""
