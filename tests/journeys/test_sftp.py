@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import http.client
 import os
@@ -171,8 +172,9 @@ def test_a_key_opens_too_and_nothing_but_files_is_to_be_had(
     code, said = openssh("ls", key=tmp_path / "other")
     assert (code, "Permission denied" in said) == (255, True), said
     asked = [seen.body for seen in panel.seen if seen.path == "/api/remote/sftp/auth"][-1]
-    assert asked["type"] == "public_key"
-    assert asked["ip"] == "127.0.0.1"
+    assert (asked["type"], asked["ip"]) == ("public_key", "127.0.0.1")
+    assert base64.b64decode(asked["client_version"]).startswith(b"SSH-2.0-OpenSSH")
+    assert base64.b64decode(asked["session_id"])
 
 
 async def test_no_shell_no_command_no_forwarding(node: System, ann: str) -> None:
