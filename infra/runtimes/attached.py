@@ -132,6 +132,9 @@ class Attached:
     def is_over(self) -> bool:
         return self._end.done()
 
+    async def lives(self) -> bool:
+        return not self.is_over and await asyncio.to_thread(self._state.lives)
+
     async def close(self) -> None:
         """It runs on; nobody looks."""
         self._closed.set()
@@ -156,7 +159,7 @@ class Attached:
                     writer.write(b"took %d\n" % last)
             finally:
                 writer.write(b"took %d\n" % last)
-                writer.close()
+                await _leave(writer)
         if not self._closed.is_set():
             for line in await self._rest(last):
                 yield line
@@ -194,7 +197,7 @@ class Attached:
         except OSError:
             return b""
         finally:
-            writer.close()
+            await _leave(writer)
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
         if self.is_over or self._closed.is_set():
@@ -265,8 +268,8 @@ class Attached:
         while True:
             try:
                 end = await asyncio.to_thread(settle, self._folder, self._state)
-            except errors.Unavailable as error:
-                self._log.error("a server cannot be ended", pid=self._state.pid, reason=error.message)
+            except (errors.Unavailable, OSError) as error:
+                self._log.error("a server cannot be ended", pid=self._state.pid, reason=str(error))
                 await asyncio.sleep(_LOOK_S)
             else:
                 break
@@ -321,6 +324,13 @@ async def _numbered(reader: asyncio.StreamReader) -> AsyncIterator[list[tuple[in
             *lines, rest = (rest + data).split(b"\n")
             parts = [line.partition(b" ") for line in lines]
             yield [(int(number), text) for number, _, text in parts]
+
+
+async def _leave(writer: asyncio.StreamWriter) -> None:
+    """With whatever was still to be said, if anybody hears it."""
+    writer.close()
+    with contextlib.suppress(OSError, TimeoutError):
+        await asyncio.wait_for(writer.wait_closed(), _LOOK_S)
 
 
 def _signal(name: str | None) -> int:

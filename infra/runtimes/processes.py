@@ -123,11 +123,17 @@ class Processes:
             answer = _run_shim(self._document(launch, group, folder))
             state = attached.read_state(folder)
             if "failed" in answer or state is None:
-                raise errors.SyncFailed(f"It could not be started: {answer.get('failed', 'its record is gone')}")
+                raise errors.SyncFailed(f"It could not be started: {self._why(answer)}")
             return os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), state
         except errors.SyncFailed:
             group.remove()
             raise
+
+    def _why(self, answer: dict[str, Any]) -> str:
+        reason = str(answer.get("failed", "its record is gone"))
+        if reason == "its folder: Permission denied":
+            reason += f", for user {self._user.uid}: open the folders above it to be passed through (mode 0711)"
+        return reason
 
     def _document(self, launch: Launch, group: cgroups.Group, folder: Path) -> dict[str, Any]:
         """What the shim is told, over a pipe: no list of processes shows it."""
@@ -181,12 +187,13 @@ class Processes:
         cgroups.tidy(cgroups.places(self._name))
 
     async def remove(self, uuid: str) -> None:
-        """Raises errors.SyncFailed while it runs."""
+        """Raises errors.SyncFailed while it runs; of one that was just killed, its end is waited for."""
         async with self._one_at_a_time[uuid]:
             known = self._known.get(uuid)
-            if known is not None and not known.is_over:
-                raise errors.SyncFailed("It runs")
             if known is not None:
+                if await known.lives():
+                    raise errors.SyncFailed("It runs")
+                await known.ended()
                 del self._known[uuid]
                 await known.close()
             if _UUID.fullmatch(uuid):
@@ -228,7 +235,8 @@ def _check(launch: Launch) -> None:
 
 def _run_shim(document: dict[str, Any]) -> dict[str, Any]:
     """What the shim answers once its server runs, or has failed to; it is nobody's child then."""
-    with builtins.open(os.path.join(document["folder"], "shim.log"), "wb") as complaints:
+    log_file = os.open(os.path.join(document["folder"], "shim.log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with builtins.open(log_file, "wb") as complaints:
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", _SHIM],
             stdin=subprocess.PIPE,

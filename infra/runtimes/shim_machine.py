@@ -141,13 +141,14 @@ def enclose(call: Callable[..., None], home: str, uid: int, gid: int) -> None:
     if not parents:
         return
     cover = next((path for path in parents if _closed(path, uid, gid)), parents[-1])
+    os.close(os.open(home, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))  # if it is not there, that is why
     try:
         call("unshare", _CLONE_NEWNS)
-    except PermissionError:
+        call("mount", b"none", b"/", None, _MS_REC | _MS_PRIVATE, None)
+        descriptor = os.open(home, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        call("mount", b"none", os.fsencode(cover), b"tmpfs", _MS_NOSUID | _MS_NODEV, b"mode=0711,size=64k")
+    except OSError:  # a container without the right to mount: where the way is open, all goes well without
         return
-    descriptor = os.open(home, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    call("mount", b"none", b"/", None, _MS_REC | _MS_PRIVATE, None)
-    call("mount", b"none", os.fsencode(cover), b"tmpfs", _MS_NOSUID | _MS_NODEV, b"mode=0711,size=64k")
     os.makedirs(os.path.realpath(home), 0o711)
     call("mount", f"/proc/self/fd/{descriptor}".encode(), os.fsencode(os.path.realpath(home)), None, _MS_BIND, None)
     os.close(descriptor)

@@ -184,6 +184,30 @@ def test_whoever_is_in_it_is_found_and_ended(group: Group, member: Callable[[], 
     assert [each.wait() for each in started] == [-9, -9]
 
 
+def test_version_2_ends_all_at_once_and_counts_time() -> None:
+    """Its controllers may be those of version 1 here: what needs none is real all the same."""
+    found = [each for each in hierarchies(*map(_text, ("mountinfo", "cgroup"))) if each.version == 2]
+    folder = f"{found[0].mounted}/undrift-test-{os.getpid()}" if found else ""
+    if not folder or not os.access(os.path.dirname(folder), os.W_OK):
+        pytest.skip("no version 2 here")
+    group = Group([Place(2, folder, ())])
+    group.make()
+    with subprocess.Popen(
+        ["sh", "-c", "sleep 1000 & sleep 1000 & sleep 1000"],
+        preexec_fn=lambda: Path(folder, "cgroup.procs").write_text("0") and None,
+    ) as process:
+        assert process.pid in shim_machine.members([folder])
+        assert (group.used().cpu_ns or 0) > 0
+        assert shim_machine.kill_all([folder])
+        assert process.wait() == -9
+    group.remove()
+    assert not os.path.exists(folder)
+
+
+def _text(name: str) -> str:
+    return Path("/proc/self", name).read_text()
+
+
 def test_what_has_ended_takes_any_limit(group: Group) -> None:
     group.remove()
     group.apply(LIMITED, 5)

@@ -63,8 +63,9 @@ async def test_it_has_its_own_environment_folder_and_user_and_its_secrets_are_in
     assert b"SECRET" not in Path(f"/proc/{house.state('one')['shim']}/environ").read_bytes()
     assert not (house.folder("one") / "harmed").exists()
     status = Path(f"/proc/{server.pid}/status").read_text()
-    assert "NoNewPrivs:\t1" in status
-    assert "Umask:\t0022" in status
+    for expected in ("NoNewPrivs:\t1", "Umask:\t0022", f"SigBlk:\t{0:016x}", f"SigIgn:\t{0:016x}"):
+        assert expected in status
+    assert set(os.listdir(f"/proc/{server.pid}/fd")) == {"0", "1", "2"}
     assert os.getsid(server.pid) == server.pid
 
 
@@ -89,7 +90,7 @@ async def test_what_is_kept_of_it_is_private(house: House) -> None:
     await house.start("cat")
     assert stat.S_IMODE(house.record("one").stat().st_mode) == 0o700
     for each in house.record("one").iterdir():
-        assert stat.S_IMODE(each.stat().st_mode) & 0o077 == 0 or each.name == "shim.log", each
+        assert stat.S_IMODE(each.stat().st_mode) & 0o077 == 0, each
 
 
 @pytest.mark.parametrize(
@@ -327,6 +328,21 @@ async def test_what_it_leaves_behind_ends_with_it(ours: House) -> None:
     await server.running.say("")
     assert await server.end() == 2
     assert not any(map(shim_machine.started, left))
+
+
+async def test_whoever_was_just_killed_can_be_removed(house: House) -> None:
+    server = await house.start("cat")
+    await server.running.kill()
+    await house.runtime.remove("one")
+    assert not house.record("one").exists()
+    assert await server.end() == -9
+
+
+@pytest.mark.parametrize(("disabled", "adjusted"), [(True, 0), (False, 500)])
+async def test_who_goes_first_when_memory_is_out(house: House, disabled: bool, adjusted: int) -> None:
+    server = await house.start("cat", oom_disabled=disabled)
+    own = int(Path("/proc/self/oom_score_adj").read_text())
+    assert int(Path(f"/proc/{server.pid}/oom_score_adj").read_text()) in (adjusted, max(own, adjusted))
 
 
 async def test_a_data_directory_may_lie_deep(data_dir: Path) -> None:

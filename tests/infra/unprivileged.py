@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures.thread  # while it can be read
 import ctypes
 import json
@@ -13,6 +12,8 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
+
+import uvloop
 
 from domain.server_config import Stop
 from infra import processes as parents
@@ -91,7 +92,7 @@ def main() -> None:
         assert concurrent.futures.thread
         become_nobody()
         sys.executable = python
-    print(json.dumps(asyncio.run(scenes(directory / "data", python))))
+    print(json.dumps(uvloop.run(scenes(directory / "data", python))))  # the loop that services have
 
 
 if __name__ == "__main__":
