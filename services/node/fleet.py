@@ -26,6 +26,8 @@ from services.node.server import Server, Shared
 log = structlog.get_logger("node")
 
 _AGAIN_S = 0.2
+#: Of servers that are started at the same time, so many ask the Panel at once.
+_SYNCS = 4
 #: Whoever has not said for so long that it has clients has none.
 _HEARD_S = 3 * shared.LISTENING_S
 
@@ -37,7 +39,7 @@ class Fleet:
 
     def __init__(self, process: Process, runtime: Runtime, volumes: Volumes, waits: Waits, guard: Guard) -> None:
         self._process, self._runtime, self._volumes = process, runtime, volumes
-        self._shared = Shared(process, runtime, volumes, waits, guard)
+        self._shared = Shared(process, runtime, volumes, waits, guard, asyncio.Semaphore(_SYNCS))
         self._servers: dict[str, Server] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
         self._heard: dict[str, float] = {}
@@ -172,7 +174,7 @@ class Fleet:
         life = server.life
         if life is None or life.ended.done():
             return made
-        used = await life.running.usage() if not life.ended.done() else Usage()
+        used = await _usage(life.running)
         network = shared.Network(used.rx_bytes, used.tx_bytes)
         return msgspec.structs.replace(
             made,
@@ -181,6 +183,13 @@ class Fleet:
             network=network,
             uptime=used.uptime_ms,
         )
+
+
+async def _usage(running: Running) -> Usage:
+    try:
+        return await running.usage()
+    except errors.Error:  # it has just ended, or its runtime does not answer
+        return Usage()
 
 
 def _names(volumes: Volumes) -> set[str]:

@@ -11,15 +11,20 @@ from domain.server_config import Configuration, Mount
 from infra.config import Settings
 from infra.runtimes import Launch
 from infra.volumes import Volumes
+from services.node import writing
 
 
-async def prepared(settings: Settings, volumes: Volumes, one: Configuration) -> tuple[Launch, Sequence[str]]:
-    """From a configuration with its secrets; and what is to be said about it. Raises errors.SyncFailed."""
+async def prepared(
+    settings: Settings, volumes: Volumes, one: Configuration, interface: str
+) -> tuple[Launch, Sequence[str]]:
+    """From a configuration with its secrets; and what is to be said about it. Its folder is made, and what the Panel
+    wants in its files is written. Raises errors.SyncFailed."""
     allowed, refused = mounts(one.mounts, settings.servers.allowed_mounts)
     try:
         folder = await asyncio.to_thread(volumes.make, one.uuid)
+        said = await writing.written(volumes, one, interface)
     except OSError as error:
-        raise errors.SyncFailed(f"The folder of the server cannot be made: {error.strerror}") from None
+        raise errors.SyncFailed(f"The folder of the server is not as it should be: {error.strerror}") from None
     launch = Launch(
         uuid=one.uuid,
         folder=str(folder),
@@ -32,7 +37,7 @@ async def prepared(settings: Settings, volumes: Volumes, one: Configuration) -> 
         labels=one.startup.labels,
         oom_disabled=one.build.oom_disabled,
     )
-    return launch, [f"{mount.source} may not be mounted" for mount in refused]
+    return launch, [*said, *(f"{mount.source} may not be mounted here" for mount in refused)]
 
 
 def mounts(wanted: Sequence[Mount], allowed: Sequence[str]) -> tuple[tuple[Mount, ...], Sequence[Mount]]:

@@ -19,7 +19,8 @@ _LONGEST = 2048
 _ANSI = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
 
 _PROGRAM = """
-import json, re, sys
+import json, re, resource, sys
+resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
 patterns = [re.compile(one) for one in json.loads(sys.stdin.readline())]
 for line in sys.stdin:
     text = json.loads(line)

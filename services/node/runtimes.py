@@ -22,6 +22,11 @@ def make(settings: config.Settings) -> Runtime:
             raise config.InvalidSetting("servers.runtime: `none` runs no servers, so this process has nothing to do")
 
 
+async def interface(runtime: Runtime) -> str:
+    """This machine's address as servers see it. Raises errors.SyncFailed, errors.Unavailable."""
+    return await runtime.interface() if isinstance(runtime, Docker) else "127.0.0.1"
+
+
 @asynccontextmanager
 async def opened(settings: config.Settings) -> AsyncIterator[Runtime]:
     runtime = make(settings)

@@ -21,7 +21,7 @@ from infra.volumes import Volumes
 from services import servers as shared
 from services.gateway.waits import Waits
 from services.main import Process
-from services.node import launching
+from services.node import launching, runtimes
 from services.node.console import Console
 from services.node.life import Life
 
@@ -32,18 +32,23 @@ _SUSPENDED_S = 60.0
 #: What was killed is gone by then, or nothing here can end it.
 _KILLED_S = 10.0
 _AGAIN_S = 0.2
+#: When it is tried again to end what must not run.
+_INSIST_S = 5.0
+#: Exit codes of what the kernel may have ended for want of memory.
+_KILLED = (-9, 137)
 _BY_NODE = messages.Metadata(actor="system:node")
 
 
 @dataclass
 class Shared:
-    """What all servers of a node have in common."""
+    """What all servers of a node have in common; so many `syncs` run at once when many are started."""
 
     process: Process
     runtime: Runtime
     volumes: Volumes
     waits: Waits
     guard: Guard
+    syncs: asyncio.Semaphore
 
 
 class Server:
@@ -81,6 +86,8 @@ class Server:
                 reason = error.message if isinstance(error, errors.Error) else type(error).__name__
                 log.warning("a server is not as it should be", server=self.uuid, reason=reason)
                 self.console.say(reason)
+                if self.life is not None and (self.state.suspended or self.state.deleted):  # it must end
+                    asyncio.get_running_loop().call_later(_INSIST_S, self.inbox.put_nowait, doing)
 
     # What the log says.
 
@@ -165,7 +172,8 @@ class Server:
         await self._sync()
         self._may_start()
         clear = await shared.clear(process, self.configuration)
-        launch, said = await launching.prepared(process.settings, self._shared.volumes, clear)
+        interface = await runtimes.interface(self._shared.runtime)
+        launch, said = await launching.prepared(process.settings, self._shared.volumes, clear, interface)
         for line in said:
             self.console.say(line)
         await self._record(servers.Observe("starting"))
@@ -182,10 +190,12 @@ class Server:
             raise errors.InvalidState("It was called off")
 
     async def _sync(self) -> None:
-        process, until = self._shared.process, shared.deadline()
-        done = await process.store.execute_all([shared.queue(self.uuid, until)], metadata=_BY_NODE)
-        job = done.events[0].stream
-        await shared.synced(process, self._shared.waits, job, until, _BY_NODE)
+        process = self._shared.process
+        async with self._shared.syncs:
+            until = shared.deadline()
+            done = await process.store.execute_all([shared.queue(self.uuid, until)], metadata=_BY_NODE)
+            job = done.events[0].stream
+            await shared.synced(process, self._shared.waits, job, until, _BY_NODE)
         await self._catch_up()
 
     async def _catch_up(self) -> None:
@@ -269,6 +279,7 @@ class Server:
         for line in (
             "---------- Detected server process in a crashed state! ----------",
             f"Exit code: {'unknown' if code is None else code}",
+            f"Out of memory: {'perhaps' if code in _KILLED else 'false'}",
         ):
             self.console.say(line)
         if not again:
@@ -292,7 +303,7 @@ class Server:
         if life is None:
             return
         if patience_s > 0 and not self.hurry.is_set():
-            await self._seen("stopping", life.running.identity)
+            await self._note_stopping(life)
             await self._ask_to_end(life, patience_s)
         if not life.ended.done():
             await life.running.kill()
@@ -304,9 +315,17 @@ class Server:
         self.life = None
         await life.leave()
         if not self.state.deleted:
-            if self.state.power != "stopping":
-                await self._seen("stopping", life.running.identity)
+            await self._note_stopping(life)
             await self._record(servers.Observe("offline", exit_code=life.ended.result(), again=again))
+
+    async def _note_stopping(self, life: Life) -> None:
+        """Tried once: whoever has to end does so whether or not it can be written down."""
+        if self.state.power == "stopping":
+            return
+        seen = servers.Observe("stopping", life.running.identity.pid, life.running.identity.started)
+        with contextlib.suppress(errors.NotFound, errors.Unavailable, errors.Conflict, *CONNECTION_LOST):
+            await self._execute(seen)
+            await self._catch_up()
 
     async def _ask_to_end(self, life: Life, patience_s: float) -> None:
         try:
@@ -339,10 +358,9 @@ class Server:
 
     async def _record(self, command: servers.Command) -> None:
         """Until it is in the log, or there is no such server any more."""
-        store = self._shared.process.store
         while True:
             try:
-                await store.execute(servers, self.uuid, command, metadata=_BY_NODE, guards=[self._shared.guard])
+                await self._execute(command)
                 await self._catch_up()
                 return
             except errors.NotFound:
@@ -351,3 +369,7 @@ class Server:
             except (errors.Unavailable, errors.Conflict, *CONNECTION_LOST) as error:
                 log.warning("the node waits for Postgres", server=self.uuid, reason=type(error).__name__)
                 await asyncio.sleep(_AGAIN_S)
+
+    async def _execute(self, command: servers.Command) -> None:
+        store = self._shared.process.store
+        await store.execute(servers, self.uuid, command, metadata=_BY_NODE, guards=[self._shared.guard])

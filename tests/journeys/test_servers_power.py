@@ -247,6 +247,29 @@ def test_a_start_has_the_configuration_of_the_panel_of_now(node: System, panel: 
     assert "servers.suspended" in topics(node, uuid)
 
 
+def test_what_the_panel_wants_in_files_is_there_before_it_starts(node: System, panel: double.Panel) -> None:
+    uuid = panel.add(invocation="cat server.properties; cat", environment={"MOTD": "hello there"})
+    rules = [
+        {"match": "server-port", "replace_with": "{{server.build.default.port}}"},
+        {"match": "motd", "replace_with": "{{server.environment.MOTD}}"},
+        {"match": "ip", "replace_with": "{{config.docker.network.interface}}"},
+    ]
+    panel.servers[uuid].process = double.process(
+        configs=[
+            {"parser": "properties", "file": "server.properties", "replace": rules},
+            {"parser": "properties", "file": "../outside", "replace": rules},
+        ],
+        startup={"done": [], "user_interaction": [], "strip_ansi": False},
+    )
+    assert ask(node, "POST", "/api/servers", {"uuid": uuid}).status == 202
+    with listening(node, panel, uuid) as socket:
+        say(socket, "set state", "start")
+        heard(socket, "daemon message", lambda text: text.startswith("../outside: "))
+        for text in ("server-port=25565", "motd=hello there", "ip=127.0.0.1"):
+            line(socket, text)
+    assert not (node.directory / "servers" / "outside").exists()
+
+
 def test_a_sync_changes_limits_at_once_and_a_suspension_ends_it(node: System, panel: double.Panel) -> None:
     uuid = started(node, panel, invocation=f"trap '' TERM; {SERVER}")
     process = pid(node, uuid)
