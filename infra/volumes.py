@@ -25,6 +25,8 @@ _USER = (988, 988)
 _MODE = 0o750
 #: How old a measure of a folder may be.
 _AGE_S = 10.0
+#: How often folders may be moved while they are measured.
+_MOVED = 1000
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE)
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
@@ -146,7 +148,7 @@ def measure(root: int) -> int:
 
 def _files(root: int) -> Iterator[os.DirEntry[str]]:
     """What is no folder, beneath a folder."""
-    trail, waiting = paths.Trail(root), [b""]
+    trail, waiting, moved = paths.Trail(root), [b""], 0
     try:
         while waiting:
             path = waiting.pop()
@@ -155,7 +157,8 @@ def _files(root: int) -> Iterator[os.DirEntry[str]]:
             except OSError as error:
                 if error.errno in _GONE:
                     continue
-                if error.errno != errno.ESTALE:
+                moved += 1
+                if error.errno != errno.ESTALE or moved > _MOVED:
                     raise
                 trail.close()  # somebody moved a folder above: from the root again, or it is gone
                 trail = paths.Trail(root)

@@ -14,6 +14,7 @@ from typing import Literal
 import asyncpg
 import asyncssh
 import structlog
+from asyncssh.stream import SSHServerStreamSession
 
 from domain import errors
 from infra import config
@@ -27,8 +28,8 @@ log = structlog.get_logger("sftp")
 
 Kind = Literal["password", "public_key"]
 
-#: As many as OpenSSH and the real Wings allow on a connection.
-_ATTEMPTS, _CHANNELS = 6, 10
+#: Attempts as many as OpenSSH and the real Wings allow on a connection; what may be open on it at once.
+_ATTEMPTS, _CHANNELS = 6, 4
 #: Who failed so often in so many seconds, from one address, is not listened to for a while; such addresses are kept.
 _FAILURES, _WINDOW_S, _ADDRESSES = 30, 60.0, 10_000
 #: The Panel's words for: not now.
@@ -216,20 +217,35 @@ class Door(asyncssh.SSHServer):
             return
         log.info("an SFTP session began", server=self.session.server, user=self.session.login.user)
 
-    def channel(self, channel: asyncssh.SSHServerChannel[bytes]) -> Server:
-        """What serves a channel, once it wants to speak SFTP."""
+    # What it does.
+
+    def session_requested(self) -> Channel | bool:
+        if self.session is None or self.session.is_cut or self._channels >= _CHANNELS:
+            return False
         self._channels += 1
+        return Channel(self)
+
+    def serve(self, channel: asyncssh.SSHChannel[bytes]) -> Server:
+        """What answers on a channel, once it is to be SFTP."""
+        assert isinstance(channel, asyncssh.SSHServerChannel)
         session = self.session
-        if session is None or session.is_cut or self._channels > _CHANNELS:
-            self.end()
-            raise asyncssh.ChannelOpenError(asyncssh.OPEN_RESOURCE_SHORTAGE, "No more channels")
+        if session is None:
+            raise asyncssh.ChannelOpenError(asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED, "Nobody is logged in")
         if self._files is None:
             self._files = Files(session)
         return Server(channel, session, self._files, self._house.pool)
 
+    def channel_closed(self) -> None:
+        self._channels -= 1
 
-def serve(channel: asyncssh.SSHServerChannel[bytes]) -> Server:
-    """The factory that asyncssh wants."""
-    door = channel.get_connection().get_owner()
-    assert isinstance(door, Door)
-    return door.channel(channel)
+
+class Channel(SSHServerStreamSession[bytes]):
+    """SFTP and nothing else: no shell, no command. The methods are asyncssh's."""
+
+    def __init__(self, door: Door) -> None:
+        super().__init__(None, door.serve, asyncssh.sftp.MAX_SFTP_VERSION, False)
+        self._door = door
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._door.channel_closed()
+        super().connection_lost(exc)

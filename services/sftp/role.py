@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,7 @@ from infra.panel import Panel
 from infra.volumes import Volumes
 from services.main import Process
 from services.sftp.activity import Reporter
-from services.sftp.logins import Door, House, serve
+from services.sftp.logins import Door, House
 from services.sftp.rooms import Hub
 
 log = structlog.get_logger("sftp")
@@ -57,6 +58,7 @@ async def run(process: Process) -> None:
     """The role."""
     settings = process.settings.sftp
     logging.getLogger("asyncssh").setLevel(logging.CRITICAL)
+    os.umask(0o022)
     key = await asyncio.to_thread(host_key, process.settings.directory)
     most = max(settings.connections // _PART, 1)
     hub = Hub(process.store, process.tail, process.bus, Volumes(process.settings), most)
@@ -84,9 +86,6 @@ async def _listen(process: Process, house: House, key: asyncssh.SSHKey) -> None:
         server_factory=lambda: Door(house),
         server_host_keys=[key],
         server_version=_VERSION,
-        sftp_factory=serve,
-        sftp_version=6,
-        allow_scp=False,
         allow_pty=False,
         agent_forwarding=False,
         x11_forwarding=False,

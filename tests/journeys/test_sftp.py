@@ -507,3 +507,16 @@ def test_who_speaks_something_else_is_sent_away(node: System) -> None:
     with pytest.raises((http.client.HTTPException, OSError)):
         connection.getresponse()
     connection.close()
+
+
+async def test_so_many_channels_on_a_connection_and_no_more(node: System, ann: str) -> None:
+    host, port = sftp_address(node)
+    options: dict[str, Any] = {"known_hosts": None, "config": None, "client_keys": None, "agent_path": None}
+    async with asyncssh.connect(host, port, username=ann, password="ann's password", **options) as connection:
+        opened = [await connection.start_sftp_client() for _ in range(4)]
+        with pytest.raises(asyncssh.ChannelOpenError):
+            await connection.start_sftp_client()
+        opened[0].exit()
+        await opened[0].wait_closed()
+        again = await connection.start_sftp_client()
+        assert await again.listdir() == await opened[1].listdir() == ["file"]
