@@ -20,7 +20,7 @@ def test_it_is_valid() -> None:
 
 
 def test_it_runs_the_processes_of_up() -> None:
-    for program in up.programs(Path("/settings.json")):
+    for program in up.programs(Path("/settings.json"), node=True, sftp=True):
         module = list(program.arguments[program.arguments.index("-m") : program.arguments.index("--config")])
         assert COMPOSE["services"][program.name]["command"] == ["python", *module]
 
