@@ -14,6 +14,7 @@ from typing import Literal
 import asyncpg
 import asyncssh
 import structlog
+from asyncssh.channel import SSHChannel
 from asyncssh.stream import SSHServerStreamSession
 
 from domain import errors
@@ -225,7 +226,7 @@ class Door(asyncssh.SSHServer):
         self._channels += 1
         return Channel(self)
 
-    def serve(self, channel: asyncssh.SSHChannel[bytes]) -> Server:
+    def serve(self, channel: SSHChannel[bytes]) -> Server:
         """What answers on a channel, once it is to be SFTP."""
         assert isinstance(channel, asyncssh.SSHServerChannel)
         session = self.session
