@@ -13,6 +13,7 @@ import secrets
 import shutil
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,10 +23,11 @@ from msgspec import to_builtins
 
 from domain import errors
 from infra import config, log, processes
-from infra.runtimes import Launch, Running, attached, cgroups, rlimits, users
+from infra.runtimes import Launch, Running, attached, cgroups, rlimits, shim_machine, users
 
 _SHIM = str(Path(__file__).with_name("shim.py"))
 _START_S = 30.0
+_FREE_S = 2.0
 #: How long what a server had started may go on ending, once the server itself has, when that was asked.
 _GRACE_S = 10.0
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -78,6 +80,7 @@ class Processes:
                     raise errors.SyncFailed("It runs already")
                 await before.close()
             await self._tell()
+            await self._until_free(self._folder / launch.uuid)
             try:
                 async with self._groups:
                     group = await asyncio.to_thread(self._prepare, launch)
@@ -85,6 +88,14 @@ class Processes:
             except OSError as error:
                 raise errors.Unavailable(f"It could not be started: {error.strerror}") from error
             return self._attach(launch.uuid, descriptor, state)
+
+    async def _until_free(self, folder: Path) -> None:
+        """A shim whose node was killed while it began, or whose server has ended, is soon gone."""
+        deadline = time.monotonic() + _FREE_S
+        while await asyncio.to_thread(_is_taken, folder):
+            if time.monotonic() > deadline:
+                raise errors.SyncFailed("It runs already")
+            await asyncio.sleep(0.05)
 
     async def _tell(self) -> None:
         if not self._told:
@@ -102,9 +113,7 @@ class Processes:
         for each in (self._folder.parent, self._folder, folder):
             processes.private_directory(each)
         state = attached.read_state(folder)
-        if state is not None:
-            if state.shim_lives():
-                raise errors.SyncFailed("It runs already")
+        if state is not None and not state.shim_lives():
             attached.settle(folder, state)
         group = cgroups.Group.named(cgroups.places(self._name), f"{launch.uuid}.{secrets.token_hex(4)}")
         try:
@@ -125,7 +134,8 @@ class Processes:
             if "failed" in answer or state is None:
                 raise errors.SyncFailed(f"It could not be started: {self._why(answer)}")
             return os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), state
-        except errors.SyncFailed:
+        except BaseException:
+            shim_machine.kill_all(group.folders)
             group.remove()
             raise
 
@@ -218,6 +228,11 @@ class Processes:
 def open(settings: config.Settings) -> Processes:
     """Raises config.InvalidSetting."""
     return Processes(settings)
+
+
+def _is_taken(folder: Path) -> bool:
+    state = attached.read_state(folder)
+    return state is not None and state.shim_lives()
 
 
 def _check(launch: Launch) -> None:

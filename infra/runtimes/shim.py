@@ -47,7 +47,7 @@ else:
 _CHUNK = 64 * 1024
 _INPUT = 64 * 1024
 _CLIENTS = 64
-_LOCK_S = 3.0
+_LOCK_S = 2.0
 _SHELLS = ("sh", "dash", "bash", "ash", "busybox", "ksh", "zsh", "mksh")
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 4, 36, 38
 
@@ -347,16 +347,19 @@ def main() -> None:
     os.chdir(launch["folder"])
     try:
         shim = _begin(launch)
-        answer: dict[str, Any] = {"pid": shim.pid, "started": shim.started}
     except Failed as error:
-        answer = {"failed": str(error)}
-    os.write(1, json.dumps(answer).encode())
+        with suppress(OSError):
+            os.write(1, json.dumps({"failed": str(error)}).encode())
+        return
+    launch.clear()
+    try:
+        os.write(1, json.dumps({"pid": shim.pid, "started": shim.started}).encode())
+    except OSError:  # whoever wanted it is gone, and may have begun anew without knowing of this one
+        os.kill(shim.pid, signal.SIGKILL)
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1):
         os.dup2(nothing, descriptor)
-    launch.clear()
-    if "pid" in answer:
-        shim.run()
+    shim.run()
 
 
 def _begin(launch: dict[str, Any]) -> Shim:
@@ -367,10 +370,13 @@ def _begin(launch: dict[str, Any]) -> Shim:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
         except BlockingIOError:
-            begun = os.path.exists("state") and not os.path.exists("end")
-            if begun or time.monotonic() > deadline:
+            if time.monotonic() > deadline:
                 raise Failed("it runs already") from None
             time.sleep(0.01)
+    asked = select.poll()
+    asked.register(1, 0)
+    if asked.poll(0):
+        raise Failed("whoever asked for it is gone")
     for name in ("state", "end", "console", "console.1", "socket"):
         with suppress(FileNotFoundError):
             os.unlink(name)
