@@ -15,6 +15,7 @@ from msgspec import Struct
 from domain import messages, tenants
 from infra.db import Database
 from infra.eventstore.migrate import migrate
+from projections import library
 from projections.table import Table
 
 
@@ -120,6 +121,20 @@ async def test_a_fold_sees_the_row_before_and_those_of_its_page(db: Database) ->
         async with db.transaction() as connection:
             await TABLE.apply(connection, SCHEMA, [recorded(n) for n in page], lambda _: ("a", "x"), fold)
     assert seen == [None, 1, 2, 3, 4, 5]
+
+
+async def test_rows_are_found_by_their_key_however_small_the_table_was(db: Database) -> None:
+    """Other indexes that begin with the tenant cost a planner the same then, and everything later."""
+    await db.execute(library.VERSIONS.ddl(SCHEMA))
+    async with db.transaction() as connection:
+        await connection.execute("set local enable_seqscan = off; set local plan_cache_mode = force_generic_plan")
+        assert await library.VERSIONS.load(connection, SCHEMA, [("a", "x"), ("b", "y")]) == {}
+        scanned = await connection.fetch(
+            "select indexrelid::regclass::text as name from pg_index"
+            " where indrelid = $1::regclass and pg_stat_get_xact_numscans(indexrelid) > 0",
+            f"{SCHEMA}.versions",
+        )
+    assert [one["name"] for one in scanned] == [f"{SCHEMA}.versions_pkey"]
 
 
 async def test_what_concerns_nobody_touches_nothing(db: Database) -> None:

@@ -11,7 +11,8 @@ begin
     return convert_from(state, 'UTF8')::json #>> '{old_place,at}';
 end $$;
 
-create index events_place on undrift.events (undrift.place_of(state), (-pos)) where topic ^@ 'library.';
+create index events_place on undrift.events (undrift.place_of(state), (-pos))
+    where topic ^@ 'library.' and topic <> 'library.conflict_found';
 create index events_place_left on undrift.events (undrift.place_left(state), (-pos)) where topic = 'library.moved';
 create index events_conflict on undrift.events (undrift.place_of(state)) where topic = 'library.conflict_found';
 
