@@ -142,7 +142,7 @@ class Docker:
         else:
             if (found.config.labels or {}).get(docker_spec.INSTALLATION) != await self._kept.installation():
                 raise errors.SyncFailed("A container of the server's name is there and belongs to somebody else")
-            if found.state.running:
+            if found.state.runs:
                 raise errors.SyncFailed("The server's container runs")
             await self._drop(found.id)
         await self._kept.forget(uuid)

@@ -7,7 +7,7 @@ import contextlib
 import re
 import signal
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from pathlib import Path
@@ -36,6 +36,11 @@ class State(Struct, rename="pascal"):
     running: bool = False
     pid: int = 0
     started_at: str = ""
+
+    @property
+    def runs(self) -> bool:
+        """podman says of one that was told to stop that it is not running."""
+        return self.running or self.status == "stopping"
 
 
 class Inspected(Struct):
@@ -165,7 +170,7 @@ class Container:
 
     async def limit(self, limits: Limits) -> None:
         body = docker_spec.updated(limits, self._pids, await self._engine.machine())
-        with _gone_is_fine():
+        async with self._gone_is_fine():
             answer = await self._engine.ask("POST", self._path("/update"), None, body, kind=_Answer)
             warn(self._uuid, answer.warnings)
 
@@ -199,7 +204,7 @@ class Container:
 
     async def usage(self) -> Usage:
         found: _Stats | None = None
-        with _gone_is_fine():
+        async with self._gone_is_fine():
             query = {"stream": "false", "one-shot": "true"}
             found = await self._engine.ask("GET", self._path("/stats"), query, kind=_Stats)
         if found is None or not found.memory.usage:
@@ -234,7 +239,17 @@ class Container:
             return True
         except Refused as refused:
             return refused.status != 404
-        return found.state.running
+        return found.state.runs
+
+    @contextlib.asynccontextmanager
+    async def _gone_is_fine(self) -> AsyncGenerator[None, None]:
+        """What is gone, or does not run, needs nothing done to it. Engines say so in several ways, and 404 as well of
+        what they cannot do, so it is looked."""
+        try:
+            yield
+        except errors.SyncFailed:
+            if await self._runs():
+                raise
 
     async def _follow(self, follow: bool) -> AsyncGenerator[bytes, None]:
         following = Following(self._place)
@@ -268,7 +283,7 @@ class Container:
         if self._input is not None and (self._input_reader is None or self._input_reader.at_eof()):
             self._detach()  # the engine was away
         if self._input is None:
-            with _gone_is_fine():
+            async with self._gone_is_fine():
                 query = {"stream": "1", "stdin": "1"}
                 self._input_reader, self._input = await self._engine.take(self._path("/attach"), query)
         return self._input
@@ -279,7 +294,7 @@ class Container:
         self._input = self._input_reader = None
 
     async def _kill(self, name: str) -> None:
-        with _gone_is_fine():
+        async with self._gone_is_fine():
             await self._engine.tell("POST", self._path("/kill"), {"signal": name})
 
     async def _stop(self) -> None:
@@ -295,22 +310,12 @@ class Container:
 
     async def _stopped(self) -> None:
         seconds = max(round(self._stop_s), 1)
-        with _gone_is_fine():
+        async with self._gone_is_fine():
             await self._engine.tell("POST", self._path("/stop"), {"t": str(seconds)}, within_s=seconds + 30.0)
 
     def _heard(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.warning("a container was not stopped", server=self._uuid, error=str(error))
-
-
-@contextlib.contextmanager
-def _gone_is_fine() -> Iterator[None]:
-    """What is gone, or does not run, needs nothing done to it."""
-    try:
-        yield
-    except Refused as refused:
-        if refused.status not in (404, 409):
-            raise
 
 
 def warn(uuid: str, warnings: Sequence[str] | None) -> None:

@@ -99,20 +99,18 @@ def real(folder: Path) -> Iterator[str]:
         return
     if shutil.which("podman") is None:
         pytest.skip("no engine answers, and podman (Debian: podman) is not installed")
-    socket = str(folder / "podman.sock")
+    socket, said = str(folder / "podman.sock"), folder / "podman.log"
     stores = ["--root", str(folder / "root"), "--runroot", str(folder / "run")]
-    program = subprocess.Popen(
-        ["podman", *stores, "system", "service", "--time", "0", f"unix://{socket}"],
-        stdout=subprocess.DEVNULL,
-        stderr=(folder / "podman.log").open("wb"),
-    )
+    command = ["podman", *stores, "system", "service", "--time", "0", f"unix://{socket}"]
+    with said.open("wb") as file:
+        program = subprocess.Popen(command, stdout=file, stderr=file)
     try:
         for _ in range(200):
             if Path(socket).exists() or program.poll() is not None:
                 break
             time.sleep(0.05)
         if program.poll() is not None:
-            pytest.skip(f"podman system service does not run here: {(folder / 'podman.log').read_text()[-300:]}")
+            pytest.skip(f"podman system service does not run here: {said.read_text()[-300:]}")
         _import(socket)
         yield socket
     finally:
@@ -132,7 +130,7 @@ async def _send(socket: str, changes: list[str]) -> str:
     name, tag = IMAGE.split(":")
     query = [("fromSrc", "-"), ("repo", name), ("tag", tag), *(("changes", change) for change in changes)]
     url = "http://docker/images/create"
-    async with _session(socket) as session, session.post(url, params=query, data=_archive()) as answer:
+    async with _session(socket) as session, session.post(url, params=query, data=io.BytesIO(_archive())) as answer:
         return await answer.text()
 
 

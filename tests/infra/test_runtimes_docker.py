@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from domain import errors
 from domain.server_config import Address, Allocations, Limits, Mount, Stop
@@ -108,9 +109,10 @@ async def test_who_does_not_stop_is_killed_and_nobody_waits_for_it(socket: str, 
     async with runtime(socket, tmp_path / "data", stop_s=2.0) as docker:
         running = await docker.start(launch(folder, f"trap 'echo no' TERM; {SLEEPS}"))
         await lines(running, "ready")
+        ended = asyncio.create_task(running.ended())
         await running.stop(Stop("stop", None))
-        assert (await inspect(socket, UUID))["State"]["Running"]
-        assert await running.ended() == -9
+        assert not ended.done()
+        assert await ended == -9
     await engines.sweep(socket)
 
 
@@ -184,7 +186,7 @@ async def test_what_it_uses(docker: Docker, folder: Path) -> None:
     await asyncio.sleep(0.3)
     second = await running.usage()
     assert second.uptime_ms > first.uptime_ms >= 0
-    assert 0 < second.cpu_absolute <= 110
+    assert 0 < second.cpu_absolute <= 250  # of two cores: podman counts the time of one
     assert 0 < second.memory_bytes < 64 * MIB
     await running.kill()
     await running.ended()
@@ -266,7 +268,10 @@ async def test_limits_are_lifted_in_place(engine: Engine, tmp_path: Path, folder
     async with runtime(engine.socket, tmp_path / "data") as docker:
         running = await docker.start(launch(folder, GAME, limits=limits(64, cpu=50, threads="1")))
         await running.limit(limits(0, swap=0, cpu=0))
-    now = engine.named(UUID).host
+        now = dict(engine.named(UUID).host)
+        engine.named(UUID).host["MemorySwap"] = 10 * MIB
+        with pytest.raises(errors.SyncFailed, match="Memory limit should be smaller than already set memoryswap"):
+            await running.limit(structs.replace(limits(64), memory_swap=0))
     assert (now["Memory"], now["MemorySwap"], now["CpuQuota"], now["CpusetCpus"]) == (8192 * MIB, -1, -1, "0-3")
 
 
