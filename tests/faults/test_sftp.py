@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import statistics
 import struct
@@ -25,8 +26,8 @@ import pytest
 from infra import processes
 from tests.doubles import panel as double
 from tests.journeys.nodes import ask, panel, settings, sftp, sftp_address, taken_over, untroubled
+from tests.journeys.sftp_clients import LOST, OPENSSH, OpenSsh, build, folder, listens, refused, suspend
 from tests.journeys.system import System, until
-from tests.journeys.test_sftp import LOST, OPENSSH, OpenSsh, build, folder, listens, suspend
 
 __all__ = ["panel", "untroubled"]  # fixtures
 
@@ -323,6 +324,36 @@ async def test_killed_in_an_upload(node: System, uuid: str, ann: str) -> None:
             assert await asyncio.to_thread(until, lambda: listens(*sftp_address(node)))
         assert (folder(node, uuid) / "large").stat().st_size >= sent
     assert (folder(node, uuid) / "large").read_bytes() == data
+
+
+async def test_without_postgres_nobody_comes_in_and_who_is_in_stays(node: System, ann: str) -> None:
+    assert node.process is not None
+    async with sftp(node, ann, "secret") as client:
+        pid = node.pids["postgres"]
+        node.process.send_signal(signal.SIGSTOP)  # nobody starts it again
+        try:
+            node.kill("postgres")
+            assert await refused(node, ann, "secret")
+            assert await client.listdir() == []
+        finally:
+            node.process.send_signal(signal.SIGCONT)
+        await asyncio.to_thread(node.replaced, "postgres", pid)
+    async with sftp(node, ann, "secret") as client:
+        assert await client.listdir() == []
+    assert "Traceback" not in node.said()
+
+
+async def test_a_process_that_is_to_end_ends_with_clients_on_it(node: System, ann: str) -> None:
+    with contextlib.ExitStack() as stack:
+        port = stack.enter_context(another(node))
+        writing = asyncio.create_task(Client(port, ann).run(0))
+        quiet = asyncio.create_task(asyncio.to_thread(_hello, ("127.0.0.1", port), "127.0.0.1"))
+        assert (await quiet).startswith(b"SSH-2.0-")
+        began = time.monotonic()
+        await asyncio.to_thread(stack.close)
+        assert time.monotonic() - began < 9
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
 
 
 @OPENSSH

@@ -7,12 +7,7 @@ import base64
 import contextlib
 import http.client
 import os
-import shutil
-import socket
-import subprocess
 import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +17,25 @@ from aiohttp import web
 
 from tests.doubles import panel as double
 from tests.journeys.nodes import ask, node, panel, sftp, sftp_address, taken_over, untroubled
+from tests.journeys.sftp_clients import (
+    LOST,
+    MIB,
+    OPENSSH,
+    OpenSsh,
+    build,
+    changed,
+    cut_off,
+    folder,
+    listens,
+    read_again_and_again,
+    refused,
+    suspend,
+    uploading,
+    write,
+)
 from tests.journeys.system import System, until
 
 __all__ = ["node", "panel", "untroubled"]  # fixtures
-
-OPENSSH = pytest.mark.skipif(not shutil.which("sftp"), reason="needs OpenSSH's sftp (package openssh-client)")
-LOST = (asyncssh.Error, asyncssh.ChannelListenError, OSError, EOFError)
-MIB = 1 << 20
-
-
-def build(**changed: Any) -> dict[str, Any]:
-    made: dict[str, Any] = double.settings("")["build"]
-    return {**made, **changed}
-
-
-def folder(node: System, uuid: str) -> Path:
-    made = node.directory / "servers" / uuid
-    made.mkdir(parents=True, exist_ok=True)
-    return made
 
 
 @pytest.fixture
@@ -52,55 +48,6 @@ def uuid(node: System, panel: double.Panel) -> str:
 @pytest.fixture
 def ann(panel: double.Panel, uuid: str) -> str:
     return panel.account(uuid, "ann", "ann's password", "*")
-
-
-@contextlib.contextmanager
-def changed(node: System, panel: double.Panel, uuid: str, **settings: Any) -> Iterator[None]:
-    panel.change(uuid, **settings)
-    assert ask(node, "POST", f"/api/servers/{uuid}/sync").status == 204
-    yield
-
-
-async def refused(node: System, username: str, password: str, **more: Any) -> bool:
-    try:
-        async with sftp(node, username, password, **more):
-            return False
-    except asyncssh.PermissionDenied:
-        return True
-
-
-class OpenSsh:
-    """OpenSSH's `sftp` in batch mode, with a password or a key."""
-
-    def __init__(self, node: System, username: str, base: Path) -> None:
-        self._host, self._port = sftp_address(node)
-        self._username, self.base = username, base
-        self._askpass = base / "askpass"
-        self._askpass.write_text('#!/bin/sh\nprintf "%s\\n" "$PASSWORD"\n')
-        self._askpass.chmod(0o700)
-
-    def __call__(self, *commands: str, password: str = "ann's password", key: Path | None = None) -> tuple[int, str]:
-        options = ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "NumberOfPasswordPrompts=1"]
-        options += ["IdentitiesOnly=yes", f"IdentityFile={key or '/nonexistent'}", "IdentityAgent=none"]
-        options += ["PreferredAuthentications=" + ("publickey" if key else "password"), f"User={self._username}"]
-        given = ["sftp", "-F", "/dev/null", "-P", str(self._port), *(f"-o{option}" for option in options)]
-        environment = {
-            **os.environ,
-            "SSH_ASKPASS": str(self._askpass),
-            "SSH_ASKPASS_REQUIRE": "force",
-            "PASSWORD": password,
-        }
-        done = subprocess.run(
-            [*given, "-b", "-", self._host] if key else [*given, self._host],  # a batch of its own takes no password
-            input="\n".join([*commands, "bye", ""]),
-            env=environment,
-            cwd=self.base,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            start_new_session=True,
-        )
-        return done.returncode, done.stdout + done.stderr
 
 
 @OPENSSH
@@ -247,19 +194,6 @@ async def test_the_disk_limit_as_it_is_now(node: System, panel: double.Panel, uu
         assert (there / "large").stat().st_size == 2 * MIB
 
 
-async def write(client: asyncssh.SFTPClient, name: str, size: int) -> None:
-    async with client.open(name, "wb") as file:
-        for offset in range(0, size, 100_000):
-            await file.write(b"x" * 100_000, offset)
-
-
-async def read_again_and_again(client: asyncssh.SFTPClient, name: str) -> None:
-    async with asyncio.timeout(20):
-        while True:
-            async with client.open(name, "rb") as file:
-                await file.read()
-
-
 async def _eventually(client: asyncssh.SFTPClient, size: int | None) -> None:
     """Until the session goes by another disk limit; None: by none."""
     async with asyncio.timeout(20):
@@ -338,36 +272,6 @@ async def test_a_panel_in_trouble_lets_nobody_in_and_no_one_out(
         assert not await refused(node, ann, "ann's password")
 
 
-def suspend(node: System, panel: double.Panel, uuid: str, suspended: bool = True) -> float:
-    """When the Panel had its answer."""
-    assert panel.toggle(node.ready["url"], uuid, suspend=suspended)
-    return time.monotonic()
-
-
-async def uploading(client: asyncssh.SFTPClient, name: str, begun: asyncio.Event) -> float:
-    """Writes without an end; when that ended."""
-    with contextlib.suppress(*LOST):
-        async with client.open(name, "wb") as file:
-            while True:
-                await file.write(b"x" * 30_000, 0)
-                begun.set()
-    return time.monotonic()
-
-
-async def cut_off(client: asyncssh.SFTPClient) -> bool:
-    """Waits for it."""
-    with contextlib.suppress(*LOST):
-        async with asyncio.timeout(20):
-            while True:
-                await client.stat(".")
-                await asyncio.sleep(0.01)
-    try:
-        await client.stat(".")
-    except LOST:
-        return True
-    return False
-
-
 async def test_a_suspension_cuts_everybody_off_at_once(node: System, panel: double.Panel, uuid: str, ann: str) -> None:
     bystander = taken_over(node, panel)
     other = panel.account(bystander, "eve", "eve's password", "*")
@@ -394,6 +298,18 @@ async def test_a_suspension_cuts_everybody_off_at_once(node: System, panel: doub
         async with sftp(node, ann, "ann's password") as client:
             assert "file" in await client.listdir()
         assert await unharmed.listdir() == []
+
+
+async def test_whoever_wants_to_know_is_told_how_many_were_cut_off(
+    node: System, panel: double.Panel, uuid: str, ann: str
+) -> None:
+    async with sftp(node, ann, "ann's password") as one, sftp(node, ann, "ann's password") as other:
+        panel.change(uuid, suspended=True)
+        prefer = {"Prefer": "return=representation"}
+        answer = await asyncio.to_thread(ask, node, "POST", f"/api/servers/{uuid}/sync", **prefer)
+        assert answer.json()["clients_cut"] == 2
+        assert await cut_off(one)
+        assert await cut_off(other)
 
 
 async def test_who_is_deauthorized_is_cut_off_and_nobody_else(
@@ -480,12 +396,6 @@ async def test_the_panel_is_told_what_was_done(node: System, panel: double.Panel
     assert one["timestamp"].endswith("Z")
 
 
-def listens(host: str, port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=5):
-        return True
-    return False
-
-
 async def test_the_host_key_is_kept(node: System, ann: str) -> None:
     host, port = sftp_address(node)
     before = await asyncssh.get_server_host_key(host, port)
@@ -518,5 +428,10 @@ async def test_so_many_channels_on_a_connection_and_no_more(node: System, ann: s
             await connection.start_sftp_client()
         opened[0].exit()
         await opened[0].wait_closed()
-        again = await connection.start_sftp_client()
+        async with asyncio.timeout(20):
+            while True:
+                with contextlib.suppress(asyncssh.ChannelOpenError):
+                    again = await connection.start_sftp_client()
+                    break
+                await asyncio.sleep(0.02)
         assert await again.listdir() == await opened[1].listdir() == ["file"]
