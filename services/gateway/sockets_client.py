@@ -105,9 +105,8 @@ class Socket:
             self.cut(Cut(1000, "deleted"))
         elif state.configuration.suspended:
             self.cut(Cut(SUSPENDED, "server is suspended"))
-        work: list[asyncio.Future[Any]] = [
-            asyncio.ensure_future(one) for one in (self._listen(), self._tell(), self._watch())
-        ]
+        serving = () if self._ending.done() else (self._listen(), self._tell(), self._watch())  # nobody is let in first
+        work: list[asyncio.Future[Any]] = [asyncio.ensure_future(one) for one in serving]
         try:
             await asyncio.wait([*work, self._ending], return_when=asyncio.FIRST_COMPLETED)
             failed = next((one for one in work if one.done() and not one.cancelled() and one.exception()), None)

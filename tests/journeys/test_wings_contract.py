@@ -17,14 +17,14 @@ from urllib.parse import urlsplit
 
 import pytest
 from aiohttp import web
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from tests.doubles import panel as double
 from tests.journeys.certificates import certificate
 from tests.journeys.nodes import ask, settings, taken_over
 from tests.journeys.system import Answer, System, until
-from tests.journeys.test_sockets import admitted, hear, is_cut, opened, say
+from tests.journeys.test_sockets import SUSPENDED, admitted, hear, is_cut, opened, say
 
 OTHER = "11111111-5c7b-4f1e-9d2a-6e8f1c3b5a7d"
 FAILED = "An unexpected error was encountered while processing this request"
@@ -481,6 +481,20 @@ def test_what_a_token_permits(node: System, panel: double.Panel, uuid: str) -> N
         say(socket, "auth", panel.token(uuid, permissions=None))
         assert hear(socket)[0] == "jwt error"
         admitted(socket, panel.token(uuid, "ann", "*"))
+
+
+def test_nobody_is_let_in_before_the_door_is_shut(node: System, panel: double.Panel) -> None:
+    uuid = taken_over(node, panel)
+    token = panel.token(uuid)
+    panel.change(uuid, suspended=True)
+    assert sync(node, uuid).status == 204
+    for _ in range(20):
+        with opened(node, panel, uuid) as socket, pytest.raises(ConnectionClosed) as closed:
+            say(socket, "auth", token)
+            said = socket.recv(timeout=10)
+            assert said is None, said
+        assert closed.value.rcvd is not None
+        assert (closed.value.rcvd.code, closed.value.rcvd.reason) == SUSPENDED
 
 
 def test_a_token_of_before_the_start_opens_nothing(node: System, panel: double.Panel, uuid: str) -> None:
