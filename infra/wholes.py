@@ -26,7 +26,7 @@ class Growing:
     def copy(self) -> Growing:
         return Growing(self._first.copy(), self._second.copy(), self.chunks)
 
-    def update(self, data: bytes) -> None:
+    def update(self, data: bytes | memoryview) -> None:
         self._first.update(data)
         self._second.update(data)
 
@@ -43,10 +43,14 @@ class Wholes:
         self._turn = threading.Lock()
 
     def begin(self, path: Path, index: int) -> Growing | None:
-        """To be fed with a chunk; None where that is not the next one."""
+        """To be fed with a chunk; None where that is not the next one, or somebody else has changed the file."""
+        if index == 0:
+            return Growing()
         with self._turn:
-            known = Growing() if index == 0 else self._found.get(path)
-            return known.copy() if known is not None and len(known.chunks) == index else None
+            known = self._found.get(path)
+        if known is None or len(known.chunks) != index or path.stat().st_mtime_ns != known.written_ns:
+            return None
+        return known.copy()
 
     def grown(self, path: Path, growing: Growing, digest: str, written_ns: int) -> None:
         """The chunk with which it was fed stands in the file."""
@@ -57,6 +61,13 @@ class Wholes:
             self._found.move_to_end(path)
             while len(self._found) > _MOST:
                 self._found.popitem(last=False)
+
+    def written(self, path: Path, chunks: tuple[str, ...], written_ns: int) -> None:
+        """It was we who changed the file, behind these chunks."""
+        with self._turn:
+            known = self._found.get(path)
+            if known is not None and known.chunks == chunks:
+                known.written_ns = written_ns
 
     def forget(self, path: Path) -> None:
         with self._turn:

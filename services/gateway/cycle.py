@@ -14,6 +14,8 @@ from services.gateway.outlet import Stream
 WHOLE = "undrift.whole"
 #: A stream, likewise: the rest of the answer is what it pushes, whenever that is, and the request's task may end.
 STREAM = "undrift.stream"
+#: A large body of known length, likewise: `divert` of what stands there has it go into an intake. With the cycle.
+BODY = "undrift.body"
 EXTENSIONS: dict[str, dict[object, object]] = {WHOLE: {}, STREAM: {}}
 
 
@@ -22,6 +24,14 @@ class Cycle(RequestResponseCycle):
     client once more."""
 
     hand_over: Callable[[Cycle, Stream], None]
+    turn_aside: Callable[[Cycle, Any], Any]
+
+    def divert(self, intake: Any) -> Any:
+        """The rest of the body goes into an intake, by the inlet that is answered; None where it must be received."""
+        if self.waiting_for_100_continue and not self.transport.is_closing():
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.waiting_for_100_continue = False
+        return self.turn_aside(self, intake)
 
     async def send(self, message: Any) -> None:
         body = message.get(WHOLE)

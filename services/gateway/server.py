@@ -16,7 +16,8 @@ from typing import Any
 import structlog
 
 from infra import config
-from services.gateway.connection import Connection, Shared, Told
+from services.gateway.commons import Shared, Told
+from services.gateway.connection import Connection
 
 log = structlog.get_logger("gateway")
 

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
-from typing import Any
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 from domain import errors, uploads
-from infra.uploads import Busy, Continuation
+from infra.uploads import Busy, Continuation, Part
 from services.gateway import bodies
+from services.gateway.intake import Intake, Piece, coming
 from services.gateway.routes import Call
-from services.gateway.upload_sessions import Found, files_of, find
+from services.gateway.upload_sessions import SOON, Found, files_of, find
 
-_GATHER = 1 << 20
 #: How long what has come may wait before it counts.
 _NOTE_S = 0.25
+#: How many chunks are claimed at once: asking for each takes longer than writing it.
+_CLAIMED = 4
 #: How long a request waits for the one before it to leave.
 _LEAVE_S = 5.0
 
@@ -85,41 +90,41 @@ async def receive(call: Call, id: str, offset: int, checksum: tuple[str, bytes] 
             raise errors.Gone("The upload is over") from None
         except Busy:
             raise Refused(423, "Another request is sending this upload") from None
+        hashes = 1 if checksum is None else 2
         try:
-            writer = _Writer(call, found, file, held=checksum is not None)
-            await writer.begin()
-            await _pour(call, writer, leave, checksum)
+            async with coming(call, found.opened.size - offset, offset, hashes) as intake:
+                writer = _Writer(call, found, file, intake)
+                await writer.begin()
+                await _pour(writer, intake, leave, checksum)
         finally:
             await asyncio.shield(asyncio.to_thread(file.close))
         return await find(call, id)
 
 
-class _Writer:
-    """Writes pieces into their chunks, and notes what has come; where `held`, only when told to in the end."""
+class _Chunk(NamedTuple):
+    """A chunk that was given to threads to its end; `part` is None where it had come whole by another way."""
 
-    def __init__(self, call: Call, found: Found, file: Continuation, *, held: bool) -> None:
-        self._db, self._found, self._file, self._held = call.api.process.db, found, file, held
+    number: int
+    part: Part | None
+
+
+class _Writer:
+    """Gives pieces to threads that write them into their chunks, and notes what has come."""
+
+    def __init__(self, call: Call, found: Found, file: Continuation, intake: Intake) -> None:
+        self._db, self._found, self._file, self._intake = call.api.process.db, found, file, intake
         self._id = uuid.uuid4()
         self._index, self._came = divmod(found.offset, found.opened.chunk_size)
-        self._mine: bool | None = None  # whether the chunk is ours to write; None before it was asked
-        self._digest = ""
-        self._waiting: list[tuple[int, str, bool, int]] = []
+        self._part: Part | None = None  # None where the chunk is not ours to write
+        self._mine: dict[int, bool] = {}
+        self._given: deque[_Chunk] = deque()
         self._noted_at = asyncio.get_running_loop().time()
-
-    @property
-    def offset(self) -> int:
-        return self._index * self._found.opened.chunk_size + self._came
-
-    @property
-    def left(self) -> int:
-        return self._found.opened.size - self.offset
+        self.left = found.opened.size - found.offset
 
     async def begin(self) -> None:
         """Raises Refused where what had come is not any more what it was, and is waited for again."""
-        if self._came == 0:
-            return
-        self._digest = await asyncio.to_thread(self._file.begin, self._index, self._came)
-        if self._found.partial is not None and self._digest != self._found.partial[1]:
+        self._part = part = await asyncio.to_thread(self._file.begin, self._index, self._came)
+        if self._came and self._found.partial is not None and part.digest() != self._found.partial[1]:
             await self._db.execute(
                 "delete from undrift.upload_chunks where upload = $1 and index = $2 and received_at is null",
                 self._found.id,
@@ -127,120 +132,118 @@ class _Writer:
             )
             raise Refused(409, "Some of what had come was damaged; ask where the upload goes on")
 
-    async def take(self, data: bytes) -> None:
-        """Raises errors.StorageFull; what was taken before counts."""
-        opened, view = self._found.opened, memoryview(data)
-        while view:
+    async def take(self, piece: Piece, hasher: Any) -> None:
+        opened, data = self._found.opened, piece.data
+        self.left -= len(data)
+        while data:
+            if self._index not in self._mine:
+                await self._claim()
             whole = uploads.chunk_length(opened.size, opened.chunk_size, self._index)
-            part = view[: whole - self._came]
-            if self._mine is None:
-                self._mine = await self._enter()
-            if self._mine:
-                self._digest = await asyncio.to_thread(self._file.write, part)
-            self._came += len(part)
-            view = view[len(part) :]
-            if self._came == whole:
-                await self._note(whole=True)
-                self._index, self._came, self._mine = self._index + 1, 0, None
-        if asyncio.get_running_loop().time() - self._noted_at > _NOTE_S:
-            await self.note()
+            some = data[: whole - self._came]
+            data, self._came = data[len(some) :], self._came + len(some)
+            part = self._part if self._mine[self._index] else None
+            last = self._came == whole
+            works = () if hasher is None else (partial(hasher.update, some),)
+            if part is None:
+                self._intake.work(piece, None, _nothing, *works)
+            else:
+                store, mix = part.place(some, last=last)
+                self._intake.work(piece, store, mix, *works)
+            if last:
+                self._go_on(part)
 
-    async def _enter(self) -> bool:
-        """A chunk that has come whole already, by another way, stays as it is."""
-        if self._came == 0:
-            self._file.begin(self._index)
-        mine = await self._db.fetchval(
+    def _go_on(self, part: Part | None) -> None:
+        self._given.append(_Chunk(self._index, part))
+        if part is None:
+            self._file.skip()
+        self._index, self._came = self._index + 1, 0
+        self._part = self._file.after(self._index)
+
+    async def _claim(self) -> None:
+        """The next few chunks. One that has come whole already, by another way, stays as it is."""
+        last = uploads.chunk_count(self._found.opened.size, self._found.opened.chunk_size) - 1
+        wanted = range(self._index, min(self._index + _CLAIMED, last + 1))
+        rows = await self._db.fetch(
             "insert into undrift.upload_chunks (upload, index, writer)"
-            " select id, $2, $3 from undrift.uploads where id = $1 on conflict (upload, index)"
-            " do update set writer = excluded.writer where upload_chunks.received_at is null returning index",
+            f" select id, wanted, $3 from undrift.uploads, unnest($2::int[]) as wanted where id = $1 and {SOON}"
+            " on conflict (upload, index) do update set writer = excluded.writer"
+            " where upload_chunks.received_at is null returning index",
             self._found.id,
-            self._index,
+            list(wanted),
             self._id,
         )
-        return mine is not None
+        ours = {row["index"] for row in rows}
+        self._mine = {index: index in ours for index in wanted}
+
+    @property
+    def is_due(self) -> bool:
+        return asyncio.get_running_loop().time() - self._noted_at > _NOTE_S
 
     async def note(self) -> None:
-        """What has been taken counts from now on."""
-        if self._came and self._mine:
-            await self._note(whole=False)
-
-    async def _note(self, *, whole: bool) -> None:
-        self._waiting.append((self._index, self._digest if self._mine else "", whole, self.offset))
-        if not self._held:
-            await self.settle()
-
-    async def settle(self) -> None:
-        """Carries out the notes."""
-        for index, digest, whole, offset in self._waiting:
-            await self._db.execute(
-                "with chunk as (update undrift.upload_chunks set blake3 = $3,"
-                " received_at = case when $4 then clock_timestamp() end"
-                " where upload = $1 and index = $2 and received_at is null and $3 <> '')"
-                " update undrift.uploads set partial_bytes = $5, last_activity = clock_timestamp() where id = $1",
-                self._found.id,
-                index,
-                digest,
-                whole,
-                offset,
-            )
-        self._waiting.clear()
+        """What is in the file by now counts from now on."""
+        whole, opened = [], self._found.opened
+        while self._given and ((part := self._given[0].part) is None or part.over):
+            whole.append(self._given.popleft())
+        index, part = self._given[0] if self._given else _Chunk(self._index, self._part)
+        noted = [(one.number, one.part.digest(), True) for one in whole if one.part is not None]
+        came, digest = (0, "") if part is None else part.came()
+        if came:
+            noted.append((index, digest, False))
+        if settled := [one.part for one in whole if one.part is not None]:
+            await asyncio.to_thread(self._file.settle, settled)
+        await self._db.execute(
+            "with chunk as (update undrift.upload_chunks set blake3 = noted.digest,"
+            " received_at = case when noted.whole then clock_timestamp() end"
+            " from unnest($2::int[], $3::text[], $4::bool[]) as noted(index, digest, whole)"
+            " where upload = $1 and upload_chunks.index = noted.index and received_at is null)"
+            " update undrift.uploads set partial_bytes = $5, last_activity = clock_timestamp()"
+            f" where id = $1 and {SOON}",
+            self._found.id,
+            *([one[at] for one in noted] for at in range(3)),
+            min(opened.size, index * opened.chunk_size + came),
+        )
         self._noted_at = asyncio.get_running_loop().time()
 
 
-async def _pour(call: Call, writer: _Writer, leave: asyncio.Event, checksum: tuple[str, bytes] | None) -> None:
+def _nothing() -> None:
+    """Some bytes need not be written."""
+
+
+async def _pour(writer: _Writer, intake: Intake, leave: asyncio.Event, checksum: tuple[str, bytes] | None) -> None:
     hasher = None if checksum is None else hashlib.new(checksum[0], usedforsecurity=False)
-    left = writer.left
+    leaving = asyncio.create_task(_left(leave, intake))
     try:
-        async with aclosing(_pieces(call, leave)) as pieces:
-            async for piece in pieces:
-                if len(piece) > left:
-                    raise errors.TooLarge("The body has more bytes than the upload has left")
-                left -= len(piece)
-                if hasher is not None:
-                    await asyncio.to_thread(hasher.update, piece)
-                await writer.take(piece)
-                if not piece:
-                    await writer.note()
-    except (bodies.Disconnected, errors.Error):
+        await _take_all(writer, intake, hasher)
+        await intake.settled()
+    except (bodies.Disconnected, Refused, errors.Error):
         if hasher is None:
-            await asyncio.shield(writer.note())
+            await asyncio.shield(_note_rest(writer, intake))
         raise
+    finally:
+        leaving.cancel()
     if checksum is not None and hasher is not None and hasher.digest() != checksum[1]:
         raise Refused(460, "The body does not have its checksum")
     await writer.note()
-    await writer.settle()
 
 
-async def _pieces(call: Call, leave: asyncio.Event) -> AsyncGenerator[bytes, None]:
-    """The body in pieces of about 1 MiB; what has come when nothing comes for a moment, or no more; an empty one
-    where that was nothing new. Raises Disconnected, and Refused when somebody else goes on."""
-    left = asyncio.create_task(leave.wait())
-    coming: asyncio.Task[Any] | None = None
-    gathered, more, quiet = bytearray(), True, True
-    try:
-        while more:
-            coming = coming or asyncio.ensure_future(call.receive())
-            await asyncio.wait({coming, left}, timeout=None if quiet else _NOTE_S, return_when=asyncio.FIRST_COMPLETED)
-            if left.done():
-                raise Refused(423, "Another request goes on with this upload")
-            if coming.done():
-                message, coming = coming.result(), None
-                if message["type"] != "http.request":
-                    yield bytes(gathered)
-                    raise bodies.Disconnected
-                gathered += message.get("body", b"")
-                more = message.get("more_body", False)
-                quiet = False
-            elif gathered:
-                yield bytes(gathered)
-                gathered.clear()
-            else:
-                yield b""
-                quiet = True
-            if len(gathered) >= _GATHER or not more:
-                yield bytes(gathered)
-                gathered.clear()
-    finally:
-        for task in (left, coming):
-            if task is not None:
-                task.cancel()
+async def _take_all(writer: _Writer, intake: Intake, hasher: Any) -> None:
+    quiet_s: float | None = None
+    while (piece := await intake.next(quiet_s)) is not None:
+        if len(piece.data) > writer.left:
+            raise errors.TooLarge("The body has more bytes than the upload has left")
+        await writer.take(piece, hasher)
+        if hasher is None and (writer.is_due or not piece.data):
+            await writer.note()
+        quiet_s = _NOTE_S if piece.data else None
+
+
+async def _note_rest(writer: _Writer, intake: Intake) -> None:
+    with contextlib.suppress(errors.Error):
+        await intake.settled()
+    await writer.note()
+
+
+async def _left(leave: asyncio.Event, intake: Intake) -> None:
+    """Somebody else goes on."""
+    await leave.wait()
+    intake.broke_off(Refused(423, "Another request goes on with this upload"))

@@ -8,23 +8,21 @@ import re
 import uuid
 from base64 import b64encode
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
 from domain import errors, uploads
 from infra.uploads import Sink
-from services.gateway import bodies, sessions_attach, upload_sessions
 from services.gateway import library as library_routes
+from services.gateway import sessions_attach, upload_sessions
 from services.gateway.devices import DEVICE
 from services.gateway.dialects import PINAKES, Reply, Timestamp, timestamp_ms
+from services.gateway.intake import Intake, coming
 from services.gateway.routes import Call, Parameter, Route
-from services.gateway.upload_sessions import Found, Wanted, files_of, find
+from services.gateway.upload_sessions import SOON, Found, Wanted, files_of, find
 
-_GATHER = 1 << 20
-#: The rows of chunks need not be on the disk before the chunks are, which nobody waits for either: what a power cut
-#: takes is missing, and sent again. A commit that waits would have the file system write the whole chunk first.
-_SOON = "set_config('synchronous_commit', 'off', true) is not null"
 _DIGESTS = (b"content-digest", b"x-chunk-hash")
 _DIGEST = re.compile(rb"sha-256=:([A-Za-z0-9+/=]{44}):")
 
@@ -135,11 +133,25 @@ async def put_chunk(call: Call) -> Any:
 
 
 async def _receive(call: Call, id: str, chunk_size: int, index: int, length: int) -> None:
+    """The body comes while the chunk is claimed, and the file opened."""
+    sha = hashlib.sha256() if any(name in call.fields for name in _DIGESTS) else None
+    async with coming(call, length, index * chunk_size, 1 if sha is None else 2) as intake:
+        writer = uuid.uuid4()
+        sink, first = await _claim(call, id, chunk_size, index, writer)
+        whole = False
+        try:
+            await pour(intake, sink, length, sha)
+            _check_digest(call, sink, sha)
+            whole = True
+        finally:
+            await asyncio.shield(_note(call, id, index, writer, sink, whole, first))
+
+
+async def _claim(call: Call, id: str, chunk_size: int, index: int, writer: uuid.UUID) -> tuple[Sink, bool]:
     """Who comes first writes in place, anybody else beside it: what has been received is never half overwritten."""
-    database, writer = call.api.process.db, uuid.uuid4()
-    mine = await database.fetchval(
+    mine = await call.api.process.db.fetchval(
         "insert into undrift.upload_chunks (upload, index, writer)"
-        f" select id, $2, $3 from undrift.uploads where id = $1 and {_SOON} on conflict do nothing returning index",
+        f" select id, $2, $3 from undrift.uploads where id = $1 and {SOON} on conflict do nothing returning index",
         id,
         index,
         writer,
@@ -148,31 +160,22 @@ async def _receive(call: Call, id: str, chunk_size: int, index: int, length: int
         await upload_sessions.still_taking(call, id)
     beside = None if mine is not None else f"{index}.{writer}"
     try:
-        sink = await asyncio.to_thread(files_of(call).sink, id, index, chunk_size, beside)
+        return await asyncio.to_thread(files_of(call).sink, id, index, chunk_size, beside), mine is not None
     except FileNotFoundError:
         await upload_sessions.still_taking(call, id)
         raise errors.InvalidState("The upload is over") from None
-    whole = False
-    try:
-        sha = hashlib.sha256() if any(name in call.fields for name in _DIGESTS) else None
-        await pour(call, sink, length, sha)
-        _check_digest(call, sink, sha)
-        await asyncio.to_thread(sink.settle)
-        whole = True
-    finally:
-        await asyncio.shield(_note(call, id, index, writer, sink, whole, mine is not None))
 
 
 async def _note(call: Call, id: str, index: int, writer: uuid.UUID, sink: Sink, whole: bool, first: bool) -> None:
     """Where somebody else's came into place meanwhile, parts of it may stand in ours: then theirs is what is noted, and
     the completion finds out."""
     database = call.api.process.db
-    await asyncio.to_thread(sink.close)
+    await asyncio.to_thread(_end, sink, whole)
     if whole:
         await database.execute(
             "with heard as (update undrift.uploads set last_activity = clock_timestamp() where id = $1)"
             " update undrift.upload_chunks set blake3 = $3, writer = $4, received_at = clock_timestamp()"
-            f" where upload = $1 and index = $2 and (writer = $4 or not $5) and {_SOON}",
+            f" where upload = $1 and index = $2 and (writer = $4 or not $5) and {SOON}",
             id,
             index,
             sink.digest(),
@@ -189,39 +192,27 @@ async def _note(call: Call, id: str, index: int, writer: uuid.UUID, sink: Sink, 
         )
 
 
-async def pour(call: Call, sink: Sink, length: int, sha: Any = None) -> None:
-    """The request's body into a sink: while one piece is written the next is gathered, and no more, so that memory
-    stays flat. Raises errors.Invalid for another length, Disconnected where it breaks off."""
-    gathered: list[bytes] = []
-    total, size, more = 0, 0, True
-    writing: asyncio.Future[None] | None = None
+def _end(sink: Sink, whole: bool) -> None:
     try:
-        while more:
-            message = await call.receive()
-            if message["type"] != "http.request":
-                raise bodies.Disconnected
-            piece, more = message.get("body", b""), message.get("more_body", False)
-            gathered.append(piece)
-            total, size = total + len(piece), size + len(piece)
-            if total > length:
-                raise errors.Invalid(f"The body has more than {length} bytes")
-            if size >= _GATHER or (size and not more):
-                if writing is not None:
-                    await writing
-                writing = asyncio.ensure_future(asyncio.to_thread(_write, sink, sha, gathered))
-                gathered, size = [], 0
+        if whole:
+            sink.settle()
     finally:
-        if writing is not None:
-            await writing
+        sink.close()
+
+
+async def pour(intake: Intake, sink: Sink, length: int, sha: Any = None) -> None:
+    """A body into a sink. Raises errors.Invalid for another length, Disconnected where it breaks off."""
+    total = 0
+    while (piece := await intake.next()) is not None:
+        data = piece.data
+        total += len(data)
+        if total > length:
+            raise errors.Invalid(f"The body has more than {length} bytes")
+        store, mix = sink.place(data)
+        intake.work(piece, store, mix, *(() if sha is None else (partial(sha.update, data),)))
+    await intake.settled()
     if total != length:
         raise errors.Invalid(f"The body has {total} bytes, and {length} were expected")
-
-
-def _write(sink: Sink, sha: Any, pieces: Sequence[bytes]) -> None:
-    data = b"".join(pieces)  # each call lets go of the interpreter's lock, and may wait long to have it back
-    sink.write(data)
-    if sha is not None:
-        sha.update(data)
 
 
 def _check_digest(call: Call, sink: Sink, hasher: Any) -> None:

@@ -11,11 +11,18 @@ from pathlib import Path
 import blake3
 import pytest
 
-from infra.uploads import Uploads
+from infra.uploads import Sink, Uploads
 from infra.wholes import Wholes
 
 CHUNK = 1000
 PARTS = [os.urandom(CHUNK), os.urandom(CHUNK), os.urandom(10)]
+
+
+def give(sink: Sink, data: bytes) -> None:
+    """As threads do it."""
+    store, mix = sink.place(memoryview(data))
+    mix()
+    store()
 
 
 def send(uploads: Uploads, wholes: Sequence[tuple[int, bytes]], beside: str | None = None) -> dict[int, str]:
@@ -24,7 +31,7 @@ def send(uploads: Uploads, wholes: Sequence[tuple[int, bytes]], beside: str | No
     for index, data in wholes:
         sink = uploads.sink("up", index, CHUNK, beside)
         for start in range(0, len(data), 300):
-            sink.write(data[start : start + 300])
+            give(sink, data[start : start + 300])
         sink.settle()
         sink.close()
         found[index] = sink.digest()
@@ -46,23 +53,23 @@ def of(parts: Sequence[bytes]) -> tuple[str, str]:
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (0, 2, 1)])
 def test_whatever_the_order_the_digests_are_those_of_the_file(uploads: Uploads, order: tuple[int, ...]) -> None:
     chunks = send(uploads, [(index, PARTS[index]) for index in order])
-    assert uploads.hashes("up", chunks) == of(PARTS)
+    assert uploads.hashes("up", chunks)[0] == of(PARTS)
 
 
 def test_a_chunk_that_breaks_off_and_comes_again_counts_once(uploads: Uploads) -> None:
     chunks = send(uploads, [(0, PARTS[0])])
     sink = uploads.sink("up", 1, CHUNK)
-    sink.write(b"something else")
+    give(sink, b"something else")
     sink.close()
     chunks |= send(uploads, [(1, PARTS[1]), (2, PARTS[2])])
-    assert uploads.hashes("up", chunks) == of(PARTS)
+    assert uploads.hashes("up", chunks)[0] == of(PARTS)
 
 
 def test_what_is_replaced_is_read_again(uploads: Uploads) -> None:
     chunks = send(uploads, list(enumerate(PARTS)))
     other = os.urandom(CHUNK)
     chunks |= send(uploads, [(1, other)], beside="1.x")
-    assert uploads.hashes("up", chunks) == of([PARTS[0], other, PARTS[2]])
+    assert uploads.hashes("up", chunks)[0] == of([PARTS[0], other, PARTS[2]])
 
 
 def test_what_another_process_replaces_while_a_chunk_comes_is_read_again(uploads: Uploads) -> None:
@@ -72,11 +79,11 @@ def test_what_another_process_replaces_while_a_chunk_comes_is_read_again(uploads
     with uploads.path("up").open("r+b") as file:
         file.write(other)
     chunks[0] = blake3.blake3(other).hexdigest()
-    sink.write(PARTS[2])
+    give(sink, PARTS[2])
     sink.settle()
     sink.close()
     chunks[2] = sink.digest()
-    assert uploads.hashes("up", chunks) == of([other, *PARTS[1:]])
+    assert uploads.hashes("up", chunks)[0] == of([other, *PARTS[1:]])
 
 
 def test_what_is_damaged_is_read_again(uploads: Uploads) -> None:
@@ -84,7 +91,7 @@ def test_what_is_damaged_is_read_again(uploads: Uploads) -> None:
     time.sleep(0.02)  # the clock of a file system ticks
     with uploads.path("up").open("r+b") as file:
         file.write(b"x" * CHUNK)
-    assert uploads.hashes("up", chunks) == of([b"x" * CHUNK, *PARTS[1:]])
+    assert uploads.hashes("up", chunks)[0] == of([b"x" * CHUNK, *PARTS[1:]])
 
 
 def test_only_so_many_are_known(tmp_path: Path) -> None:
