@@ -20,6 +20,7 @@ import pytest
 
 from infra import processes
 from tests.doubles import panel as double
+from tests.infra import engines
 from tests.journeys.nodes import ask, settings, taken_over
 from tests.journeys.system import System, until
 
@@ -143,3 +144,26 @@ def test_of_two_nodes_one_acts_and_the_other_takes_over(node: System, panel: dou
     finally:
         other.send_signal(signal.SIGTERM)
         assert other.wait(20) == 0
+
+
+def test_containers_are_servers_too(panel: double.Panel, tmp_path: Path) -> None:
+    with engines.double(tmp_path) as engine:
+        more = f'{MORE}runtime = "docker"\ndocker_socket = "{engine.socket}"\n'
+        system = System(tmp_path, settings=settings(panel) + more)
+        system.start()
+        try:
+            image = {"image": engines.IMAGE, "oom_disabled": True, "requires_rebuild": False}
+            uuid = taken_over(system, panel, invocation=SERVER, container=image)
+            assert ask(system, "POST", f"/api/servers/{uuid}/power", {"action": "start"}).status == 202
+            assert until(lambda: agrees(system, uuid, "running")), system.said()[-5000:]
+            before = alive(system, uuid)
+            system.replaced("node", system.kill("node"))
+            assert until(lambda: told(system, uuid)), system.said()[-5000:]
+            engine.away()
+            panel.change(uuid, suspended=True)
+            assert ask(system, "POST", f"/api/servers/{uuid}/sync").status == 204
+            assert alive(system, uuid) == before
+            engine.back()  # what cannot be ended now is ended as soon as it can
+            assert until(lambda: agrees(system, uuid, "offline")), system.said()[-5000:]
+        finally:
+            system.stop()
