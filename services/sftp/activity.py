@@ -17,8 +17,9 @@ from services.sftp.rooms import Session
 log = structlog.get_logger("sftp")
 
 _PAUSE_S, _RETRY_S, _END_S = 1.0, 5.0, 3.0
-#: What waits for the Panel at most, how much of it is told at once, and how many files in one activity.
-_MOST, _BATCH, _FILES = 20_000, 100, 100
+#: What waits for the Panel at most, how much of it is told at once, how many files in one activity, and of all files
+#: the names' characters.
+_MOST, _BATCH, _FILES, _CHARACTERS = 20_000, 100, 100, 500_000
 
 
 class _Done(NamedTuple):
@@ -85,21 +86,23 @@ class Reporter:
 
     def _batch(self) -> list[Activity]:
         """What somebody did to many files within a minute is one activity."""
-        found: dict[tuple[Any, ...], Activity] = {}
-        while self._waiting and len(found) < _BATCH:
+        found: list[Activity] = []
+        latest: dict[tuple[Any, ...], Activity] = {}
+        characters = 0
+        while self._waiting and len(found) < _BATCH and characters < _CHARACTERS:
             done = self._waiting.popleft()
+            characters += sum(map(len, done.file)) if isinstance(done.file, tuple) else len(done.file)
             file = {"from": done.file[0], "to": done.file[1]} if isinstance(done.file, tuple) else done.file
-            one = found.get(done[:5])
-            if one is not None and len(one.metadata["files"]) < _FILES:
-                one.metadata["files"].append(file)
-                continue
-            at = datetime.fromtimestamp(done.at, UTC).isoformat(timespec="milliseconds")
-            found[done[:5]] = Activity(
-                server=done.server,
-                event=done.event,
-                metadata={"files": [file]},
-                ip=done.address,
-                timestamp=at.replace("+00:00", "Z"),
-                user=done.user,
-            )
-        return list(found.values())
+            one = latest.get(done[:5])
+            if one is None or len(one.metadata["files"]) == _FILES:
+                one = latest[done[:5]] = _activity(done)
+                found.append(one)
+            one.metadata["files"].append(file)
+        return found
+
+
+def _activity(done: _Done) -> Activity:
+    at = datetime.fromtimestamp(done.at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return Activity(
+        server=done.server, event=done.event, metadata={"files": []}, ip=done.address, timestamp=at, user=done.user
+    )

@@ -241,11 +241,7 @@ class Files:
             there = self._tree.inside(folder, name)
             self._admit(there, is_folder=True)
             os.mkdir(name, 0o755 if mode is None else mode & 0o777, dir_fd=folder)
-            made = os.open(name, paths.FOLDER, dir_fd=folder)
-            try:
-                self._session.room.volumes.give(made)
-            finally:
-                os.close(made)
+            self._give(folder, name)
         self._note("create-directory", b"/" + there)
 
     def rmdir(self, path: bytes) -> None:
@@ -324,9 +320,13 @@ class Files:
             there = self._tree.inside(folder, name)
             self._admit(there)
             os.symlink(_inside(target, there), name, dir_fd=folder)
-            if self._session.room.volumes.owner is not None:
-                os.chown(name, *self._session.room.volumes.owner, dir_fd=folder, follow_symlinks=False)
+            self._give(folder, name)
         self._note("create", b"/" + there)
+
+    def _give(self, folder: int, name: bytes) -> None:
+        owner = self._session.room.volumes.owner
+        if owner is not None:
+            os.chown(name, *owner, dir_fd=folder, follow_symlinks=False)
 
     def space(self) -> tuple[int, int, os.statvfs_result]:
         """Bytes used, the limit, and what the file system says."""

@@ -18,8 +18,9 @@ from services.sftp.tree import Tree
 
 #: How old a measure may be: so many seconds, and so many times as long as it took.
 _AGE_S, _SHARE = 10.0, 50
-#: How often a measure is made for whoever is about to be refused.
-_AGAIN_S = 1.0
+#: How often a measure is made for whoever is about to be refused, and where less than a part of the limit is left: then
+#: what other processes write counts soon.
+_AGAIN_S, _NEAR = 1.0, 10
 
 Inode = tuple[int, int]
 
@@ -146,7 +147,9 @@ class Quota:
             there = os.fstat(held.descriptors[0])
             found += there.st_size if there.st_nlink == 0 else 0
         self._used, self._measured = found, time.monotonic()
-        self._due = self._measured + max(_AGE_S, _SHARE * (self._measured - began))
+        left = self._limit() - found
+        age_s = _AGE_S if left > self._limit() // _NEAR else _AGAIN_S
+        self._due = self._measured + max(age_s, _SHARE * (self._measured - began))
 
 
 def _inode(descriptor: int) -> Inode:

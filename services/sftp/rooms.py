@@ -226,6 +226,8 @@ class Hub:
                 leaving = [session for session in room.sessions if session.login.user == event.user]
             case _:
                 return
+        if isinstance(event, servers.Deleted):
+            del self._rooms[uuid]  # one of that name that comes later has another folder
         for session in leaving:
             session.cut()
         if leaving and isinstance(event, servers.Suspended):

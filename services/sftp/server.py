@@ -47,7 +47,8 @@ class Server(asyncssh.SFTPServer):
 
     async def _taken(self) -> None:
         """Waits until the client takes what it asked for."""
-        while self.channel.get_write_buffer_size() > _BEHIND and not self._session.is_cut:
+        channel = self.channel
+        while channel.get_write_buffer_size() > _BEHIND and not (self._session.is_cut or channel.is_closing()):
             await asyncio.sleep(_LOOK_S)
 
     # Files.
