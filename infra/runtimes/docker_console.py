@@ -17,6 +17,8 @@ LINE = 16 * 1024
 
 _STAMP = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d) ")
 _STAMP_MAX = 40
+#: podman puts another before a line's end that was written by itself.
+_LAST_STAMP = re.compile(_STAMP.pattern + rb"\Z")
 
 
 class Place(Struct, frozen=True):
@@ -69,7 +71,8 @@ class Following:
             size = LINE if end < 0 else end
             line = bytes(self._buffer[:size])
             del self._buffer[: size if end < 0 else size + 1]
-            line = line.removesuffix(b"\r") if end >= 0 else line
+            if end >= 0:
+                line = _LAST_STAMP.sub(b"", line.removesuffix(b"\r"))
             if line or not cut:  # what follows a piece may be nothing but the line's end
                 return line
 

@@ -36,6 +36,7 @@ class State(Struct, rename="pascal"):
     running: bool = False
     pid: int = 0
     started_at: str = ""
+    exit_code: int | None = None
 
     @property
     def runs(self) -> bool:
@@ -189,13 +190,7 @@ class Container:
     async def ended(self) -> int | None:
         while self._over is None:
             try:
-                self._over = await self._engine.ask(
-                    "POST", self._path("/wait"), {"condition": "not-running"}, kind=_Waited, within_s=None
-                )
-            except Refused as refused:
-                if refused.status != 404:
-                    raise
-                self._over = _Waited()
+                self._over = await self._end()
             except errors.Unavailable:
                 await asyncio.sleep(_AGAIN_S)
         await self._note(ended=True)
@@ -230,6 +225,21 @@ class Container:
 
     def _path(self, what: str) -> str:
         return container(self._id, what)
+
+    async def _end(self) -> _Waited | None:
+        """None when it runs nevertheless: podman, just started, says that all have ended, and so it is looked."""
+        wait = {"condition": "not-running"}
+        try:
+            waited = await self._engine.ask("POST", self._path("/wait"), wait, kind=_Waited, within_s=None)
+            found = await self._engine.ask("GET", self._path("/json"), kind=Inspected)
+        except Refused as refused:
+            if refused.status != 404:
+                raise
+            return _Waited()
+        if found.state.runs:
+            await asyncio.sleep(_AGAIN_S)
+            return None
+        return waited if found.state.exit_code is None else _Waited(found.state.exit_code)
 
     async def _runs(self) -> bool:
         """As far as one knows: an engine that is away has ended nothing."""

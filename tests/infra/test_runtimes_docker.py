@@ -479,6 +479,13 @@ def test_a_log_is_cut_into_lines(size: int) -> None:
     assert list(Following(Place(at, 1)).feed(data)) == [b"rest", long]
 
 
+def test_the_stamp_of_a_lines_end_is_none_of_the_line() -> None:
+    found, _ = _fed(
+        b"2026-11-21T08:34:43Z line2026-11-21T08:34:43Z \r\n2026-11-21T08:34:44Z at 2026-11-21T08:34:43Z\n", 9
+    )
+    assert found == [b"line", b"at 2026-11-21T08:34:43Z"]
+
+
 def test_a_zone_and_a_short_fraction_are_read() -> None:
     _, one = _fed(b"2026-11-21T09:42:17.5+02:00 a\n", 3)
     _, other = _fed(b"2026-11-21T07:42:17.500000000Z a\n", 3)
