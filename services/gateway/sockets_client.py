@@ -23,7 +23,7 @@ log = structlog.get_logger("gateway")
 SUSPENDED = 4409
 #: What a client may say: so large, and so many in so many seconds.
 MAX_BYTES, _MOST_SAID, _WINDOW_S = 32 * 1024, 60, 5.0
-_WAITING = 256
+_WAITING, _ROOM_S = 256, 0.01
 _SOON_S = 60.0
 _POWERS = {"start": "control.start", "stop": "control.stop", "restart": "control.restart", "kill": "control.stop"}
 
@@ -94,6 +94,11 @@ class Socket:
         """What may be lost: a client that lags behind misses some of it, and stays."""
         if self.claims is not None and self._waiting.qsize() < _WAITING // 2:
             self._waiting.put_nowait(_encode(Said(event, [text])))
+
+    async def _room(self) -> None:
+        """Waits until the client has taken some of what is for it; who takes nothing is ended by whoever writes."""
+        while self._waiting.qsize() >= _WAITING // 2:
+            await asyncio.sleep(_ROOM_S)
 
     def cut(self, why: Cut) -> None:
         if not self._ending.done():
@@ -195,6 +200,7 @@ class Socket:
                 await self._send_command("".join(one for one in args if isinstance(one, str)))
             case "send logs":
                 for line in await power.recent(self._hub.bus, self._uuid):
+                    await self._room()
                     self.say("console output", line)
             case "send stats":
                 self.say("stats", await self._hub.figures(self._uuid))

@@ -25,7 +25,7 @@ from services.node.server import Server, Shared
 
 log = structlog.get_logger("node")
 
-_AGAIN_S = 0.2
+_AGAIN_S, _RUNTIME_S = 0.2, 1.0
 #: Of servers that are started at the same time, so many ask the Panel at once.
 _SYNCS = 4
 #: Whoever has not said for so long that it has clients has none.
@@ -51,7 +51,7 @@ class Fleet:
         listener = await self._process.bus.subscribe(subjects.server("*", shared.LISTENING), self._listening)
         try:
             async with asyncio.TaskGroup() as self._group:
-                await self._begin(await self._runtime.adopt())
+                await self._begin(await self._adopted())
                 self._group.create_task(self._tell_figures(), name="node figures")
                 async for page in subscription:
                     for recorded in page:
@@ -102,6 +102,18 @@ class Fleet:
         for uuid in [*self._servers]:
             self._serve(uuid)
         log.info("servers were adopted", servers=len(self._servers), running=len(adopted))
+
+    async def _adopted(self) -> dict[str, Running]:
+        """As soon as the runtime answers."""
+        told = False
+        while True:
+            try:
+                return await self._runtime.adopt()
+            except errors.Error as error:
+                if not told:
+                    log.warning("the runtime of servers does not answer", reason=error.message)
+                told = True
+                await asyncio.sleep(_RUNTIME_S)
 
     async def _loaded(self) -> dict[str, Loaded]:
         store, prefix = self._process.store, messages.stream(servers.STREAM, tenants.FIRST, "")

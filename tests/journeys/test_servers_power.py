@@ -342,6 +342,18 @@ def test_a_deleted_server_leaves_nothing(node: System, panel: double.Panel) -> N
     assert (node.base / "up.log").exists()
 
 
+def test_without_a_node_nothing_is_known_of_what_servers_use(node: System, panel: double.Panel) -> None:
+    uuid = started(node, panel)
+    with node.paused("node"):
+        shown = ask(node, "GET", f"/api/servers/{uuid}").json()
+        assert (shown["state"], shown["utilization"]["memory_bytes"]) == ("running", 0)
+        assert shown in ask(node, "GET", "/api/servers").json()
+        power(node, uuid, "kill")  # it is carried out later
+    reaches(node, uuid, "offline")
+    stopped = ask(node, "POST", f"/api/servers/{uuid}/commands", {"commands": ["x"]})
+    assert stopped.status == 502
+
+
 def test_servers_outlive_the_node_and_end_with_up(node: System, panel: double.Panel) -> None:
     uuid, gone = started(node, panel), started(node, panel)
     process, ended = pid(node, uuid), pid(node, gone)
