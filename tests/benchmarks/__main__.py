@@ -20,6 +20,7 @@ MODULES = (
     "library",
     "webhooks",
     "consumers",
+    "servers",
 )
 
 
