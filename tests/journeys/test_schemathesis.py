@@ -139,7 +139,7 @@ NODE = r"^/api/(servers|system|update|deauthorize-user)(/|$)"
 
 
 def servers(system: System, panel: Panel) -> dict[str, Any]:
-    """The Panel's credential, and servers of this node: some to look at, and some to forget."""
+    """The Panel's credential, and servers of this node: some to look at, one that runs, and some to forget."""
 
     def taken_over() -> tuple[str, int]:
         uuid = panel.add(invocation="cat")
@@ -149,12 +149,16 @@ def servers(system: System, panel: Panel) -> dict[str, Any]:
 
     every = [taken_over() for _ in range(12)]
     uuids = [uuid for uuid, _ in every]
+    running = panel.add()
+    system.post("/api/servers", {"uuid": running, "start_on_completion": True}, token=panel.node[1])
+    assert until(lambda: system.get(f"/api/servers/{running}", token=panel.node[1]).json()["state"] != "offline")
     return {
         "node": panel.node[1],
         "ids": {
             "server": {
                 "any": uuids[:6],
                 "DELETE /api/servers/{server}": uuids[6:],
+                "POST /api/servers/{server}/commands": [running],
             },
         },
         "bodies": {
