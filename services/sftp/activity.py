@@ -39,6 +39,7 @@ class Reporter:
         self._panel = panel
         self._waiting: deque[_Done] = deque(maxlen=_MOST)
         self._forgotten = 0
+        self._batch: list[Activity] = []
 
     def __call__(self, session: Session, event: str, *files: str | tuple[str, str]) -> None:
         now = time.time()
@@ -52,7 +53,7 @@ class Reporter:
         try:
             while True:
                 await asyncio.sleep(_PAUSE_S)
-                while self._waiting:
+                while self._next():
                     await self._tell()
         finally:
             await self._last()
@@ -60,31 +61,36 @@ class Reporter:
     async def _last(self) -> None:
         try:
             async with asyncio.timeout(_END_S):
-                while self._waiting:
-                    await self._panel.report(self._batch())
+                while self._next():
+                    await self._panel.report(self._batch)
+                    self._batch = []
         except (errors.Error, TimeoutError) as error:
             reason = error.message if isinstance(error, errors.Error) else "it did not answer in time"
             log.warning("the Panel was not told of what was done over SFTP", reason=reason)
 
     async def _tell(self) -> None:
-        batch = self._batch()
         while True:
             try:
-                await self._panel.report(batch)
+                await self._panel.report(self._batch)
             except (errors.NotFound, errors.RemoteRefused) as error:
-                log.warning(
-                    "the Panel does not take what was done over SFTP", reason=error.message, activities=len(batch)
-                )
+                reason, lost = error.message, len(self._batch)
+                log.warning("the Panel does not take what was done over SFTP", reason=reason, activities=lost)
             except errors.RemoteUnavailable as error:
                 log.warning("the Panel is told later of what was done over SFTP", reason=error.message)
                 await asyncio.sleep(_RETRY_S)
                 continue
             break
+        self._batch = []
         if self._forgotten:
             log.warning("files that the Panel was never told of", files=self._forgotten)
             self._forgotten = 0
 
-    def _batch(self) -> list[Activity]:
+    def _next(self) -> bool:
+        """Whether there is something to tell: what was begun, or a new batch."""
+        self._batch = self._batch or self._taken()
+        return bool(self._batch)
+
+    def _taken(self) -> list[Activity]:
         """What somebody did to many files within a minute is one activity."""
         found: list[Activity] = []
         latest: dict[tuple[Any, ...], Activity] = {}
