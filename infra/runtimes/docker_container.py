@@ -191,7 +191,7 @@ class Container:
         while self._over is None:
             try:
                 self._over = await self._end()
-            except errors.Unavailable:
+            except (errors.Unavailable, errors.SyncFailed):
                 await asyncio.sleep(_AGAIN_S)
         await self._note(ended=True)
         self._detach()

@@ -63,6 +63,7 @@ class Engine:
         self.networks: dict[str, dict[str, Any]] = {}
         self.containers: dict[str, Container] = {}
         self.asked: list[tuple[str, str]] = []
+        self.hasty = False  # as podman is after a restart: everything has ended, it says
         self.trouble: Callable[[str, str], Refusal | None] = lambda method, path: None
         self._api, self._oldest = api, oldest
         self._loop = asyncio.new_event_loop()
@@ -308,9 +309,10 @@ class Engine:
         one = self._find(name)
         answer = web.StreamResponse(headers={"Content-Type": "application/json"})
         await answer.prepare(request)
-        while one.running or one.process is None:
+        while (one.running or one.process is None) and not self.hasty:
             await asyncio.sleep(_POLL_S)
-        await answer.write(json.dumps({"StatusCode": one.process.code}).encode())
+        code = one.process.code if one.process is not None else None
+        await answer.write(json.dumps({"StatusCode": code or 0}).encode())
         return answer
 
     async def _kill(self, request: web.Request, name: str) -> web.StreamResponse:

@@ -352,6 +352,25 @@ async def test_an_engine_that_restarts_loses_no_line_and_doubles_none(
         assert await ended == 5
 
 
+async def test_an_engine_that_is_wrong_about_an_end_is_not_believed(
+    engine: Engine, tmp_path: Path, folder: Path
+) -> None:
+    async with runtime(engine.socket, tmp_path / "data") as docker:
+        running = await docker.start(launch(folder, GAME))
+        engine.hasty = True
+        ended = asyncio.create_task(running.ended())
+        while ("POST", f"/containers/{engine.named(UUID).id}/wait") not in engine.asked:
+            await asyncio.sleep(0.01)
+        await running.say("one")
+        assert (await lines(running, "got one"))[-1] == "got one"
+        engine.trouble = lambda method, path: Refusal(500, "busy") if path.endswith("/wait") else None
+        await running.say("stop")
+        assert [line async for line in running.output()][-1] == b"got stop"
+        assert not ended.done()
+        engine.trouble = lambda method, path: None
+        assert await ended == 4
+
+
 async def test_input_is_heard_after_the_engines_restart(engine: Engine, tmp_path: Path, folder: Path) -> None:
     async with runtime(engine.socket, tmp_path / "data") as docker:
         running = await docker.start(launch(folder, GAME))
