@@ -17,10 +17,9 @@ from msgspec import Struct, field
 
 from domain import errors
 from domain.plans.servers import Listed, ListPage
+from infra import wings
 from infra.config import Panel as Settings
 
-#: The version of the real Wings whose interface this speaks.
-WINGS = "1.12.0"
 _FIRST_S, _FACTOR, _SPREAD, _LONGEST_S = 0.5, 1.5, 0.5, 12.0
 _LIMIT = 16 * 1024 * 1024
 _PIECE = 64 * 1024
@@ -189,7 +188,7 @@ class Panel:
         """As they are now: the Panel may have renewed them."""
         id, token = self._settings.token_id, self._settings.token
         return {
-            "User-Agent": f"Pterodactyl Wings/v{WINGS} (id:{id})",
+            "User-Agent": f"Pterodactyl Wings/v{wings.VERSION} (id:{id})",
             "Authorization": f"Bearer {id}.{token}",
         }
 

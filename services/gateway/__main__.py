@@ -38,6 +38,7 @@ async def run(process: Process) -> None:
     sockets = server.bind(settings)
     ports = server.ports(sockets)
     gateway = Gateway(process, ports)
+    await asyncio.to_thread(memory.trim)
     async with asyncio.TaskGroup() as group:
         following = [
             group.create_task(gateway.reads.run()),

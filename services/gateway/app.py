@@ -10,6 +10,7 @@ import msgspec
 from litestar import Litestar
 from litestar._asgi.routing_trie.types import RouteTrieNode
 
+from infra import lean
 from services.gateway import (
     accounts,
     asyncapi,
@@ -148,12 +149,13 @@ class Gateway:
             metrics.observe,
         )
         served = endpoints(api, routes(metrics))
-        litestar = Litestar(
-            route_handlers=handlers(served),
-            exception_handlers={Exception: dialects.handle},
-            openapi_config=None,
-            logging_config=None,
-        )
+        with lean.without("pydantic", "attr", "attrs"):  # it has plugins for them
+            litestar = Litestar(
+                route_handlers=handlers(served),
+                exception_handlers={Exception: dialects.handle},
+                openapi_config=None,
+                logging_config=None,
+            )
         _file_parameters(litestar.asgi_router.root_route_map_node)
         meter = self.authenticator.meter
         self.sockets = Hub(process.store, process.tail, process.bus, settings.panel, cors.allows, time.time)

@@ -20,7 +20,7 @@ from domain.plans import servers as plan
 from infra import subjects
 from infra.bus import Bus
 from infra.eventstore.store import Wish
-from infra.panel import WINGS as VERSION
+from infra.wings import VERSION
 from projections import servers as read
 from services import servers as shared
 from services.gateway import as_of, bodies, headers, power
