@@ -27,6 +27,8 @@ _PULL_S = 900.0
 _START_S = 60.0
 _NAME = re.compile(r"[a-zA-Z0-9][\w.-]*(:\d+)?(/[\w.-]+)*(:[\w.-]+)?(@\w+:[0-9a-fA-F]+)?", re.ASCII)
 
+_RUNS = "The server's container runs"
+
 #: Is told of a server's pull, line by line, while it goes on.
 Heard = Callable[[str, bytes], None]
 
@@ -83,7 +85,10 @@ class Docker:
         self._running: list[Container] = []
 
     async def start(self, launch: Launch) -> Running:
-        await self._clear(launch.uuid)
+        found = await self._present(launch.uuid)
+        if found is not None and found.state.runs:
+            return await self._found_running(launch.uuid, found)
+        await self._clear(launch.uuid, found)
         said = await self._bring(launch)
         network, interface = await self._network(launch.allocations)
         body = docker_spec.container(
@@ -96,10 +101,10 @@ class Docker:
             machine=await self._engine.machine(),
         )
         try:
-            found = await self._make(launch.uuid, body)
+            made = await self._make(launch.uuid, body)
         except Refused as refused:
             raise Refused(refused.status, _redacted(refused.said, launch)) from None
-        running = self._container(launch.uuid, found, Place())
+        running = self._container(launch.uuid, made, Place())
         running.before(said)
         return running
 
@@ -118,7 +123,10 @@ class Docker:
         return found
 
     async def remove(self, uuid: str) -> None:
-        await self._clear(uuid)
+        found = await self._present(uuid)
+        if found is not None and found.state.runs:
+            raise errors.SyncFailed(_RUNS)
+        await self._clear(uuid, found)
 
     async def close(self) -> None:
         for running in self._running:
@@ -132,18 +140,20 @@ class Docker:
 
     # Containers.
 
-    async def _clear(self, uuid: str) -> None:
-        """Removes the container of an earlier start. Raises errors.SyncFailed for one that runs, or is not ours."""
+    async def _present(self, uuid: str) -> _Owned | None:
+        """The container of an earlier start. Raises errors.SyncFailed for one that is not ours."""
         try:
             found = await self._engine.ask("GET", container(uuid, "/json"), kind=_Owned)
         except Refused as refused:
             if refused.status != 404:
                 raise
-        else:
-            if (found.config.labels or {}).get(docker_spec.INSTALLATION) != await self._kept.installation():
-                raise errors.SyncFailed("A container of the server's name is there and belongs to somebody else")
-            if found.state.runs:
-                raise errors.SyncFailed("The server's container runs")
+            return None
+        if (found.config.labels or {}).get(docker_spec.INSTALLATION) != await self._kept.installation():
+            raise errors.SyncFailed("A container of the server's name is there and belongs to somebody else")
+        return found
+
+    async def _clear(self, uuid: str, found: _Owned | None) -> None:
+        if found is not None:
             await self._drop(found.id)
         await self._kept.forget(uuid)
 
@@ -153,6 +163,13 @@ class Docker:
         except Refused as refused:
             if refused.status != 404:
                 raise
+
+    async def _found_running(self, uuid: str, found: _Owned) -> Container:
+        """What the engine has started without being able to tell us: it went away meanwhile."""
+        if any(one.id == found.id for one in self._running):
+            raise errors.SyncFailed(_RUNS)
+        note = await self._kept.read(uuid)
+        return self._container(uuid, found, Place() if note is None or note.container != found.id else note.place)
 
     async def _make(self, uuid: str, body: dict[str, Any]) -> Inspected:
         made = await self._engine.ask("POST", "/containers/create", {"name": uuid}, body, kind=_Made)

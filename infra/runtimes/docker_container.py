@@ -92,7 +92,7 @@ class Container:
     def __init__(
         self, engine: Engine, kept: Kept, uuid: str, found: Inspected, *, pids: int, stop_s: float, place: Place
     ) -> None:
-        self._engine, self._kept, self._uuid, self._id = engine, kept, uuid, found.id
+        self._engine, self._kept, self._uuid, self.id = engine, kept, uuid, found.id
         self._pids, self._stop_s = pids, stop_s
         self._place = place
         self._noted = Note(found.id, place)
@@ -224,7 +224,7 @@ class Container:
     # What these are made of.
 
     def _path(self, what: str) -> str:
-        return container(self._id, what)
+        return container(self.id, what)
 
     async def _end(self) -> _Waited | None:
         """None when it runs nevertheless: podman, just started, says that all have ended, and so it is looked."""
@@ -283,7 +283,7 @@ class Container:
             await self._note()
 
     async def _note(self, ended: bool = False) -> None:
-        note = Note(self._id, self._place, ended or self._noted.ended)
+        note = Note(self.id, self._place, ended or self._noted.ended)
         if note != self._noted:
             self._noted, self._noted_at = note, time.monotonic()
             await self._kept.write(self._uuid, note)

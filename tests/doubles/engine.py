@@ -116,7 +116,9 @@ class Engine:
             return await handler(request)
         except Refusal as refusal:
             return web.json_response({"message": refusal.message}, status=refusal.status)
-        except ConnectionResetError:  # who asked has left
+        except ConnectionResetError:  # who asked has left, or is to believe that we have
+            if request.transport is not None:
+                request.transport.abort()
             return web.Response()
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:

@@ -371,6 +371,31 @@ async def test_an_engine_that_is_wrong_about_an_end_is_not_believed(
         assert await ended == 4
 
 
+async def test_what_was_started_as_the_engine_went_away_is_found_at_the_next_start(
+    engine: Engine, tmp_path: Path, folder: Path
+) -> None:
+    async with runtime(engine.socket, tmp_path / "data") as docker:
+
+        def lost(method: str, path: str) -> Refusal | None:
+            if not path.endswith("/json") or not any(asked[1].endswith("/start") for asked in engine.asked):
+                return None
+            raise ConnectionResetError
+
+        engine.trouble = lost
+        with pytest.raises(errors.Unavailable):
+            await docker.start(launch(folder, GAME))
+        engine.trouble = lambda method, path: None
+        running = await docker.start(launch(folder, GAME))
+        assert running.identity.pid == (await inspect(engine.socket, UUID))["State"]["Pid"]
+        await running.say("stop")
+        said = [line.decode() async for line in running.output()]
+        assert (said[0], said[-1]) == ("ready", "got stop")
+        assert await running.ended() == 4
+        await docker.start(launch(folder, GAME))
+        with pytest.raises(errors.SyncFailed, match="runs"):
+            await docker.start(launch(folder, GAME))
+
+
 async def test_input_is_heard_after_the_engines_restart(engine: Engine, tmp_path: Path, folder: Path) -> None:
     async with runtime(engine.socket, tmp_path / "data") as docker:
         running = await docker.start(launch(folder, GAME))
