@@ -110,14 +110,13 @@ def suspend(node: System, panel: double.Panel, uuid: str, suspended: bool = True
     return time.monotonic()
 
 
-async def uploading(client: asyncssh.SFTPClient, name: str, begun: asyncio.Event) -> float:
-    """Writes without an end; when that ended."""
+async def uploading(client: asyncssh.SFTPClient, name: str, begun: asyncio.Event) -> None:
+    """Writes until that ends."""
     with contextlib.suppress(*LOST):
         async with client.open(name, "wb") as file:
             while True:
                 await file.write(b"x" * 30_000, 0)
                 begun.set()
-    return time.monotonic()
 
 
 async def cut_off(client: asyncssh.SFTPClient) -> bool:
