@@ -266,11 +266,15 @@ class Group:
         known = [(file, text) for file, text in files if os.path.exists(os.path.join(place.folder, file))]
         if files and not known:
             yield files[0][0]
+        held = False
         for file, text in known:
             if file == "cpuset.cpus" and place.version == 1 and not text:
                 text = _read(os.path.dirname(place.folder), file).strip()
+            if file == "memory.memsw.limit_in_bytes" and held:
+                continue  # memory alone is more than that still
             problem = _set(place.folder, file, text)
             if problem is not None:
+                held = held or file == "memory.limit_in_bytes"
                 failed.append(problem)
 
     def used(self) -> Used:

@@ -8,7 +8,10 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _KILL_S = 10.0
 _CLONE_NEWNS = 0x20000
