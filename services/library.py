@@ -108,6 +108,7 @@ class Library:
         outcome = Outcome()
         group: list[_Asked] = []
         taken: set[str] = set()
+        named: set[str] = set()
         for item in items:
             try:
                 asked = self._ask(who, item)
@@ -116,11 +117,12 @@ class Library:
                 continue
             exact = {asked.place.at} | ({asked.old.at} if asked.old is not None else set())
             # What one item frees or takes, or stands below, the next may need: then it waits for its turn.
-            if len(group) >= TOGETHER or not taken.isdisjoint(asked.names()) or self._above(group, exact):
+            if len(group) >= TOGETHER or not taken.isdisjoint(asked.names()) or not named.isdisjoint(exact):
                 await self._carry_out(who, group, outcome)
-                group, taken = [], set()
+                group, taken, named = [], set(), set()
             group.append(asked)
             taken |= exact
+            named.update(asked.names())
         await self._carry_out(who, group, outcome)
         return outcome
 
@@ -159,10 +161,6 @@ class Library:
             return await self._shelf.append(who, [Wish(library, file, command)])
         except Claimed:
             raise errors.InvalidState("Something else stands there now; move it away first") from None
-
-    @staticmethod
-    def _above(group: Sequence[_Asked], exact: set[str]) -> bool:
-        return any(not exact.isdisjoint(one.names()) for one in group)
 
     def _ask(self, who: Who, item: Item) -> _Asked:
         path = plan.check_path(item.path)

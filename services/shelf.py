@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
@@ -55,15 +54,25 @@ class Shelf(Protocol):
 
 
 class Places:
-    """Names for paths that say nothing without the key: what stands in one place on some device shares one."""
+    """Names for paths that say nothing without the key: what stands in one place on some device shares one. For one
+    request."""
 
     def __init__(self, master: bytes) -> None:
         self._master = master
+        self._keys: dict[tuple[str, str], bytes] = {}
+        self._folders: dict[tuple[bytes, str], str] = {}
 
     def of(self, who: Who, path: str) -> Place:
-        key = secrets.derive(self._master, "library places", who.tenant, who.owner)
-        names = [self._name(key, one) for one in (path, *plan.ancestors(path))]
-        return Place(names[0], tuple(names[1:]))
+        if (key := self._keys.get((who.tenant, who.owner))) is None:
+            key = secrets.derive(self._master, "library places", who.tenant, who.owner)
+            self._keys[who.tenant, who.owner] = key
+        return Place(self._name(key, path), tuple(self._folder(key, one) for one in plan.ancestors(path)))
+
+    def _folder(self, key: bytes, path: str) -> str:
+        """Most files of a report stand in the same few."""
+        if (name := self._folders.get((key, path))) is None:
+            name = self._folders[key, path] = self._name(key, path)
+        return name
 
     def _name(self, key: bytes, path: str) -> str:
-        return hmac.new(key, plan.folded(path).encode(), hashlib.sha256).hexdigest()[:32]
+        return hmac.digest(key, plan.folded(path).encode(), "sha256").hex()[:32]

@@ -129,10 +129,11 @@ def check_path(path: str) -> str:
         raise BadPath("the path is not valid Unicode") from None
     if len(raw) > MAX_PATH_BYTES:
         raise BadPath(f"the path is longer than {MAX_PATH_BYTES} bytes")
-    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in path):
-        raise BadPath("the path has control characters")
-    if not unicodedata.is_normalized("NFC", path):
-        raise BadPath("the path is not in Unicode's form NFC")
+    if not (path.isascii() and path.isprintable()):  # as most are
+        if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in path):
+            raise BadPath("the path has control characters")
+        if not unicodedata.is_normalized("NFC", path):
+            raise BadPath("the path is not in Unicode's form NFC")
     for name in path.split("/"):
         _check_name(name)
     return path

@@ -142,17 +142,18 @@ def net_claims(
     Raises Claimed when the command itself takes a name for two streams.
     """
     net: dict[tuple[str, str, str], bool | None] = {}
+    held: dict[tuple[str, str], dict[str, bool]] = {}
     for write in writes:
         for claim in write.claims:
-            name = (claim.kind, claim.key, write.stream)
+            name, holders = (claim.kind, claim.key, write.stream), held.setdefault((claim.kind, claim.key), {})
             if claim.action == "release":
                 net[name] = None
+                holders.pop(write.stream, None)
                 continue
-            for (kind, key, stream), shared in net.items():
-                other = shared is not None and (kind, key) == (claim.kind, claim.key) and stream != write.stream
-                if other and not (shared and claim.shared):
-                    raise Claimed(claim.kind, claim.key, stream)
-            net[name] = claim.shared
+            other = next((stream for stream in holders if stream != write.stream), None)  # several all share it
+            if other is not None and not (holders[other] and claim.shared):
+                raise Claimed(claim.kind, claim.key, other)
+            net[name] = holders[write.stream] = claim.shared
     takes = [(*name, shared) for name, shared in net.items() if shared is not None]
     return takes, [name for name, shared in net.items() if shared is None]
 
