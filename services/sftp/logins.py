@@ -204,6 +204,8 @@ class Door(asyncssh.SSHServer):
                 log.warning("an SFTP login could not be judged", reason=error.message)
             except (*CONNECTION_LOST, asyncpg.PostgresError) as error:
                 log.warning("an SFTP login could not be judged", reason=type(error).__name__)
+            except Exception as error:
+                log.error("an SFTP login ended in an error of ours", error=repr(error))
         return None
 
     def _session(self, login: Login) -> Session:

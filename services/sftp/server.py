@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import asyncssh
+import structlog
 from asyncssh import constants as sftp
 
 from domain import errors
@@ -16,6 +17,8 @@ from services.sftp.files import Files
 from services.sftp.opened import File, How, Listing
 from services.sftp.rooms import Session
 from services.sftp.tree import parts
+
+log = structlog.get_logger("sftp")
 
 #: Answers that a client does not take: nothing more is done for it meanwhile.
 _BEHIND, _LOOK_S = 4 * 1024 * 1024, 0.01
@@ -44,6 +47,11 @@ class Server(asyncssh.SFTPServer):
                 raise asyncssh.SFTPFailure("A number is out of range") from None
             except errors.Error as error:
                 raise asyncssh.SFTPFailure(error.message) from None
+            except (OSError, asyncssh.Error):
+                raise
+            except Exception as error:
+                log.error("an SFTP call ended in an error of ours", call=call.__name__, error=repr(error))
+                raise asyncssh.SFTPFailure("Something went wrong") from None
 
     async def _taken(self) -> None:
         """Waits until the client takes what it asked for."""

@@ -1,7 +1,8 @@
 """SFTP under attack and at its limits: swapped links, silent and greedy clients, two processes, kills, throughput.
 
 SECONDS (20) is how long links are swapped, TOGGLES (100) how often a server is suspended or let in again with CLIENTS
-(50) clients on two processes, MEGABYTES (512) what is sent for the figures.
+(50) clients on two processes, MEGABYTES (512) what is sent for the figures, NONSENSE (20000) how many requests make no
+sense, by a SEED (1).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import signal
 import socket
 import statistics
@@ -36,6 +38,7 @@ SECONDS = float(os.environ.get("SECONDS", "20"))
 TOGGLES = int(os.environ.get("TOGGLES", "100"))
 CLIENTS = int(os.environ.get("CLIENTS", "50"))
 MEGABYTES = int(os.environ.get("MEGABYTES", "512"))
+NONSENSE, SEED = int(os.environ.get("NONSENSE", "20000")), int(os.environ.get("SEED", "1"))
 MIB = 1 << 20
 LOGIN_S = 3.0
 #: Puts links in the place of a folder and a file, and back, as fast as it can.
@@ -294,6 +297,82 @@ async def test_who_takes_no_answers_costs_no_memory(node: System, uuid: str, ann
         print(f"resident {before} MiB, at most {most} MiB with 5 GB asked for and not taken")
         assert most - before < 64
         connection.abort()
+
+
+NAMES = [
+    b"",
+    b"/",
+    b"..",
+    b"a",
+    b"a/b",
+    b"link",
+    b"x" * 300,
+    b"\0",
+    b"\xff\xfe",
+    b"../../../etc/passwd",
+    b"a" + b"/a" * 900,
+]
+NUMBERS = [0, 1, 2, 0x1A, 0x3F, 0o777, 1 << 31, (1 << 32) - 1]
+EXTENSIONS = [
+    b"posix-rename@openssh.com",
+    b"hardlink@openssh.com",
+    b"fsync@openssh.com",
+    b"lsetstat@openssh.com",
+    b"limits@openssh.com",
+    b"copy-data",
+    b"ranges@asyncssh.com",
+    b"statvfs@openssh.com",
+    b"fstatvfs@openssh.com",
+]
+
+
+def _nonsense(dice: random.Random) -> bytes:
+    """A request of some kind with something in it."""
+    parts: list[bytes] = []
+    for _ in range(dice.randrange(6)):
+        match dice.randrange(5):
+            case 0 | 1:
+                parts.append(_text(dice.choice(NAMES)))
+            case 2:
+                parts.append(_text(struct.pack(">I", dice.randrange(20))))  # a handle
+            case 3:
+                parts.append(struct.pack(">I", dice.choice(NUMBERS)))
+            case _:
+                parts.append(struct.pack(">Q", dice.choice([0, 5, 1 << 62, 1 << 63, (1 << 64) - 1])))
+    kind = dice.choice([*range(3, 24), 200, 200])
+    if kind == 200:
+        parts.insert(0, _text(dice.choice(EXTENSIONS)))
+    return _packet(kind, struct.pack(">I", dice.randrange(1 << 32)), *parts)
+
+
+@pytest.mark.parametrize("version", [3, 6])
+async def test_nonsense_is_answered(node: System, uuid: str, ann: str, version: int) -> None:
+    dice, host_port = random.Random(SEED), sftp_address(node)
+    (folder(node, uuid) / "link").symlink_to("../../secrets")
+    secrets = {path.name: path.read_bytes() for path in (node.directory / "secrets").iterdir()}
+    pid = node.pids["sftp"]
+    options: dict[str, Any] = {"known_hosts": None, "config": None, "client_keys": None, "agent_path": None}
+    async with asyncssh.connect(*host_port, username=ann, password="secret", **options) as connection:
+        sent = answered = 0
+        while sent < NONSENSE:
+            writer, reader, _ = await connection.open_session(subsystem="sftp", encoding=None)
+            writer.write(_packet(1, struct.pack(">I", version)))
+            wanted = 1 + dice.randrange(2000)
+            for _ in range(wanted):
+                writer.write(_nonsense(dice))
+            writer.write_eof()
+            sent += wanted
+            async with asyncio.timeout(120):
+                while size := await reader.read(4):
+                    size += await reader.readexactly(4 - len(size)) if len(size) < 4 else b""
+                    await reader.readexactly(struct.unpack(">I", size)[0])
+                    answered += 1
+            writer.close()
+    print(f"version {version}: {sent} requests, {answered} answers")
+    assert answered >= sent
+    assert node.pids["sftp"] == pid
+    assert "error of ours" not in node.said()
+    assert {path.name: path.read_bytes() for path in (node.directory / "secrets").iterdir()} == secrets
 
 
 async def _go_on(node: System, username: str, data: bytes, until_: int) -> int:
