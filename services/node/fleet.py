@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import time
 from collections.abc import Awaitable, Iterable, Sequence
@@ -42,6 +43,7 @@ class Fleet:
         self._shared = Shared(process, runtime, volumes, waits, guard, asyncio.Semaphore(_SYNCS))
         self._servers: dict[str, Server] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._strays: dict[str, Running] = {}
         self._heard: dict[str, float] = {}
         self._group: asyncio.TaskGroup | None = None
 
@@ -62,10 +64,8 @@ class Fleet:
 
     async def end(self, within_s: float) -> None:
         """Servers end with the node; nothing else may be under way."""
-        running = [one for one in self._servers.values() if one.life is not None]
-        if running:
-            log.info("servers are asked to end", servers=len(running), within_s=round(within_s, 1))
-        await _all(one.finish(within_s) for one in running)
+        log.info("servers are asked to end", within_s=round(within_s, 1))
+        await _all([*(one.finish(within_s) for one in self._servers.values()), *map(_kill, self._strays.values())])
 
     async def leave(self) -> None:
         """Whatever runs, runs on."""
@@ -81,14 +81,12 @@ class Fleet:
     # What there is, and what comes.
 
     async def _begin(self, adopted: dict[str, Running]) -> None:
-        """What should be and what is. Whatever the log does not know is ended."""
+        """What should be and what is."""
         loaded = await self._loaded()
         known = {stream.rpartition("/")[2]: one for stream, one in loaded.items()}
-        for uuid, running in adopted.items():
-            if uuid not in known:
-                log.warning("a process of no server was ended", server=uuid)
-                await running.kill()
-                await self._runtime.remove(uuid)
+        self._strays = {uuid: running for uuid, running in adopted.items() if uuid not in known}
+        for uuid in self._strays:  # such as after a restore: the Panel will say more of it
+            log.warning("a process of a server that the log does not know runs on", server=uuid)
         folders = await asyncio.to_thread(_names, self._volumes)
         made = []
         for uuid, one in known.items():
@@ -134,7 +132,8 @@ class Fleet:
         if uuid not in self._servers:
             if recorded.version > 1 and not isinstance(recorded.event, servers.Added):
                 return  # it was deleted before we began
-            self._add(uuid, Loaded(servers.initial, recorded.version - 1))
+            made = self._add(uuid, Loaded(servers.initial, recorded.version - 1))
+            made.inbox.put_nowait(functools.partial(made.adopt, self._strays.pop(uuid, None)))
             self._serve(uuid)
         self._servers[uuid].note(recorded)
 
@@ -195,6 +194,10 @@ class Fleet:
             network=network,
             uptime=used.uptime_ms,
         )
+
+
+async def _kill(running: Running) -> None:
+    await running.kill()
 
 
 async def _usage(running: Running) -> Usage:

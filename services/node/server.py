@@ -63,6 +63,7 @@ class Server:
         self.hurry = asyncio.Event()
         self._shared = shared
         self._crashed_at: float | None = None
+        self._starting: asyncio.Future[Running] | None = None
 
     @property
     def state(self) -> servers.Server:
@@ -179,7 +180,14 @@ class Server:
         await self._record(servers.Observe("starting"))
         self._may_start()
         self.console.say("Starting the server...")
-        return await self._shared.runtime.start(launch)
+        self._starting = asyncio.ensure_future(self._shared.runtime.start(launch))
+        try:
+            running = await asyncio.shield(self._starting)
+        except Exception:
+            self._starting = None
+            raise
+        self._starting = None  # not where we are cancelled: whoever did that ends what has begun
+        return running
 
     def _may_start(self) -> None:
         if self.state.deleted:
@@ -244,8 +252,9 @@ class Server:
     # Its process.
 
     async def _live(self, running: Running, known: servers.Power) -> None:
-        """From now on its process is looked after. `known` is what it was doing before."""
-        done = self.configuration.process if known in ("starting", "offline") and not self.state.deleted else None
+        """From now on its process is looked after. `known` is what it was doing before; where nobody knew of it, it
+        has long said that it has started."""
+        done = self.configuration.process if known == "starting" and not self.state.deleted else None
         life = self.life = Life(running, self.console, done)
         for pattern in life.complaints:
             self.console.say(f"This is no pattern, and not looked for: {pattern}")
@@ -342,12 +351,19 @@ class Server:
     async def finish(self, patience_s: float) -> None:
         """At the end of the node, when nothing else is carried out any more: its process ends with it, to be started
         again when there is a node again."""
+        if self._starting is not None and self.life is None:
+            await asyncio.wait([self._starting], timeout=patience_s)
+            if self._starting.done() and not self._starting.cancelled() and self._starting.exception() is None:
+                await self._live(self._starting.result(), known="starting")
         wanted = self.state.asked not in ("stop", "kill") and not self.state.suspended
         wanted = wanted and self.state.power in ("starting", "running")
         await self._end(patience_s, again=wanted)
 
     async def leave(self) -> None:
         """Nothing is heard of it any more; its process runs on."""
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.gather(self._starting, return_exceptions=True)
         if self.life is not None:
             await self.life.leave()
 

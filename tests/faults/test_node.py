@@ -146,6 +146,42 @@ def test_of_two_nodes_one_acts_and_the_other_takes_over(node: System, panel: dou
         assert other.wait(20) == 0
 
 
+def test_a_server_that_the_log_does_not_know_yet_runs_on(node: System, panel: double.Panel, tmp_path: Path) -> None:
+    """As after a restore of an older log."""
+    uuid = taken_over(node, panel, invocation=SERVER)
+    assert ask(node, "POST", f"/api/servers/{uuid}/power", {"action": "start"}).status == 202
+    assert until(lambda: agrees(node, uuid, "running")), node.said()
+    before = alive(node, uuid)
+    assert node.process is not None
+    node.process.kill()
+    node.process.wait()
+    node.process = None
+    other = System(tmp_path / "restored", settings=node.settings)
+    other.directory.mkdir(mode=0o700)
+    for name in ("run", "servers"):
+        (node.directory / name).rename(other.directory / name)
+    other.start()
+    try:
+        assert ask(other, "POST", "/api/servers", {"uuid": uuid}).status == 202
+        assert until(lambda: told(other, uuid), 15), other.said()[-5000:]
+        assert alive(other, uuid) == before
+        assert until(lambda: agrees(other, uuid, "running")), other.said()[-5000:]
+    finally:
+        other.stop()
+    assert alive(other, uuid) == []
+
+
+def test_up_may_end_while_servers_begin(node: System, panel: double.Panel) -> None:
+    uuids = [taken_over(node, panel, invocation=SERVER) for _ in range(SERVERS)]
+    for uuid in uuids:
+        assert ask(node, "POST", f"/api/servers/{uuid}/power", {"action": "start"}).status == 202
+    assert until(lambda: any(alive(node, uuid) for uuid in uuids))
+    node.stop()
+    assert {uuid: alive(node, uuid) for uuid in uuids} == {uuid: [] for uuid in uuids}
+    node.start()
+    assert until(lambda: all(agrees(node, uuid, "running") for uuid in uuids)), node.said()
+
+
 def test_containers_are_servers_too(panel: double.Panel, tmp_path: Path) -> None:
     with engines.double(tmp_path) as engine:
         more = f'{MORE}runtime = "docker"\ndocker_socket = "{engine.socket}"\n'
