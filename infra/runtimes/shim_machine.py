@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import termios
 import time
+import tty
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -118,6 +120,25 @@ def remove_groups(groups: list[str]) -> None:
                     time.sleep(0.01)
                 else:
                     break
+
+
+def terminal(ids: list[int] | None) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Our ends (from it, to it), and its own. A terminal, since many programs hold back what they say to a pipe; one
+    that changes nothing on the way, and that is not its controlling one: with the end of a shell that would hang up on
+    what still ends in its own time. Pipes where the machine has no terminals to give."""
+    try:
+        master, slave = os.openpty()
+        tty.setraw(slave, termios.TCSANOW)
+        ours, theirs = (master, master), (slave, slave)
+    except (OSError, termios.error):
+        (source, out), (into, sink) = os.pipe(), os.pipe()
+        ours, theirs = (source, sink), (into, out)
+    for descriptor in theirs:
+        if ids is not None:  # it may open /dev/stdout by its name
+            os.fchown(descriptor, *ids)
+    for descriptor in ours:
+        os.set_blocking(descriptor, False)
+    return ours, theirs
 
 
 def library() -> Callable[..., None]:

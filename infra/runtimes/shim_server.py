@@ -20,9 +20,7 @@ import select
 import signal
 import socket
 import sys
-import termios
 import time
-import tty
 from contextlib import suppress
 
 TYPE_CHECKING = False  # typing would cost each shim a megabyte
@@ -39,16 +37,18 @@ if TYPE_CHECKING or __package__:
         members,
         remove_groups,
         started,
+        terminal,
         write,
     )
 else:
     from shim_console import Client, Console
-    from shim_machine import below, boot, enclose, kill_all, library, members, remove_groups, started, write
+    from shim_machine import below, boot, enclose, kill_all, library, members, remove_groups, started, terminal, write
 
 _CHUNK = 64 * 1024
 _INPUT = 64 * 1024
 _CLIENTS = 64
 _LOCK_S = 2.0
+_LOOK_MS = 5000
 _SHELLS = ("sh", "dash", "bash", "ash", "busybox", "ksh", "zsh", "mksh")
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 4, 36, 38
 
@@ -69,6 +69,7 @@ class Shim:
         self.code: int | None = None
         self.took = 0
         self.asked = False
+        self.looked = time.monotonic()
         self.console = Console(f"{pid} {self.started}")
         self.source, self.sink = ends
         self.input = bytearray()
@@ -99,10 +100,19 @@ class Shim:
                 until = until or time.monotonic() + (self.grace_s if self.asked else 0.0)
                 if time.monotonic() >= until or not self._others():
                     break
-            for descriptor, events in self.poll.poll(None if self.code is None else 50):
+            for descriptor, events in self.poll.poll(_LOOK_MS if self.code is None else 50):
                 self._serve(descriptor, events, woken)
+            self._look()
             self._arrange()
         self._end()
+
+    def _look(self) -> None:
+        """Of whom there is no record nobody knows, and would start another: it ends."""
+        now = time.monotonic()
+        if self.code is None and now >= self.looked + _LOOK_MS / 1000:
+            self.looked = now
+            if not os.path.exists("state"):
+                kill_all(self.groups, self._others)
 
     def _others(self) -> set[int]:
         return members(self.groups) if self.groups else below(os.getpid())
@@ -230,29 +240,11 @@ class Shim:
             if not self._hear():
                 break
         self.console.finish()
-        write("end", {"pid": self.pid, "started": self.started, "code": self.code, "took": self.took})
+        with suppress(OSError):  # whoever finds none knows that nobody knows
+            write("end", {"pid": self.pid, "started": self.started, "code": self.code, "took": self.took})
         remove_groups(self.groups)
         with suppress(OSError):
             os.unlink("socket")
-
-
-def terminal(ids: list[int] | None) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Our ends (from it, to it), and its own. A terminal, since many programs hold back what they say to a pipe; one
-    that changes nothing on the way, and that is not its controlling one: with the end of a shell that would hang up on
-    what still ends in its own time. Pipes where the machine has no terminals to give."""
-    try:
-        master, slave = os.openpty()
-        tty.setraw(slave, termios.TCSANOW)
-        ours, theirs = (master, master), (slave, slave)
-    except (OSError, termios.error):
-        (source, out), (into, sink) = os.pipe(), os.pipe()
-        ours, theirs = (source, sink), (into, out)
-    for descriptor in theirs:
-        if ids is not None:  # it may open /dev/stdout by its name
-            os.fchown(descriptor, *ids)
-    for descriptor in ours:
-        os.set_blocking(descriptor, False)
-    return ours, theirs
 
 
 def start(launch: dict[str, Any]) -> Shim:
@@ -349,6 +341,7 @@ def main() -> None:
     try:
         shim = _begin(launch)
     except Failed as error:
+        remove_groups([place["folder"] for place in launch["places"]])
         with suppress(OSError):
             os.write(1, json.dumps({"failed": str(error)}).encode())
         return

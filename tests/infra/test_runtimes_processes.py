@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import shlex
+import shutil
 import signal
 import stat
 import subprocess
@@ -271,6 +272,17 @@ async def test_a_shim_that_ended_unseen_leaves_nothing_either(house: House) -> N
     assert await adopted.ended() is None
     assert not any(map(shim_machine.started, left))
     assert await house.another().adopt() == {}
+
+
+async def test_of_whom_there_is_no_record_nothing_goes_on(house: House) -> None:
+    """Whoever finds none starts another."""
+    server = await house.start("sleep 1000 & echo up; cat")
+    await server.says("up")
+    left, folders = _all_of(house), [place["folder"] for place in house.state("one")["places"]]
+    shutil.rmtree(house.record("one"))
+    assert await server.end() is None
+    assert not any(map(shim_machine.started, left))
+    assert not any(map(os.path.exists, folders))
 
 
 async def test_a_process_of_the_same_number_is_not_ours(house: House) -> None:
