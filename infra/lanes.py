@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 Work = Callable[[], object]
 
-_THREADS = ThreadPoolExecutor(6, "lane")
+_THREADS = ThreadPoolExecutor(8, "lane")
 
 
 class Lane:

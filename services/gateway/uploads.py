@@ -149,30 +149,42 @@ async def _receive(call: Call, id: str, chunk_size: int, index: int, length: int
 
 async def _claim(call: Call, id: str, chunk_size: int, index: int, writer: uuid.UUID) -> tuple[Sink, bool]:
     """Who comes first writes in place, anybody else beside it: what has been received is never half overwritten."""
-    mine = await call.api.process.db.fetchval(
-        "insert into undrift.upload_chunks (upload, index, writer)"
-        f" select id, $2, $3 from undrift.uploads where id = $1 and {SOON} on conflict do nothing returning index",
-        id,
-        index,
-        writer,
-    )
-    if mine is None:
-        await upload_sessions.still_taking(call, id)
-    beside = None if mine is not None else f"{index}.{writer}"
+    files = files_of(call)
+    opening = asyncio.ensure_future(asyncio.to_thread(files.sink, id, index, chunk_size))  # mostly it is ours
+    mine = None
     try:
-        return await asyncio.to_thread(files_of(call).sink, id, index, chunk_size, beside), mine is not None
+        mine = await call.api.process.db.fetchval(
+            "insert into undrift.upload_chunks (upload, index, writer)"
+            f" select id, $2, $3 from undrift.uploads where id = $1 and {SOON} on conflict do nothing returning index",
+            id,
+            index,
+            writer,
+        )
+        if mine is not None:
+            return await opening, True
+        await upload_sessions.still_taking(call, id)
+        return await asyncio.to_thread(files.sink, id, index, chunk_size, f"{index}.{writer}"), False
     except FileNotFoundError:
         await upload_sessions.still_taking(call, id)
         raise errors.InvalidState("The upload is over") from None
+    finally:
+        if mine is None:
+            opening.add_done_callback(_unused)
+
+
+def _unused(opening: asyncio.Future[Sink]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
 
 
 async def _note(call: Call, id: str, index: int, writer: uuid.UUID, sink: Sink, whole: bool, first: bool) -> None:
     """Where somebody else's came into place meanwhile, parts of it may stand in ours: then theirs is what is noted, and
     the completion finds out."""
-    database = call.api.process.db
-    await asyncio.to_thread(_end, sink, whole)
+    database, ending = call.api.process.db, asyncio.to_thread(_end, sink, whole)
+    if not (whole and first):
+        await ending
     if whole:
-        await database.execute(
+        noting = database.execute(
             "with heard as (update undrift.uploads set last_activity = clock_timestamp() where id = $1)"
             " update undrift.upload_chunks set blake3 = $3, writer = $4, received_at = clock_timestamp()"
             f" where upload = $1 and index = $2 and (writer = $4 or not $5) and {SOON}",
@@ -182,6 +194,7 @@ async def _note(call: Call, id: str, index: int, writer: uuid.UUID, sink: Sink, 
             writer,
             first,
         )
+        await (asyncio.gather(ending, noting) if first else noting)
     elif first:
         await database.execute(
             "delete from undrift.upload_chunks where upload = $1 and index = $2 and writer = $3"
