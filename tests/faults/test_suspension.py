@@ -163,6 +163,12 @@ async def suspended(crowd: Crowd) -> float:
     return max(client.closed_at for client in crowd.every) - answered
 
 
+def report(took: list[float], failed: int) -> None:
+    quantiles = statistics.quantiles(took, n=100)
+    print(f"{2 * len(took)} toggles and {failed} that failed, {WEBSOCKETS} websockets, {TRANSFERS} SFTP sessions")
+    print(f"from 204 to the last closed: p50 {quantiles[49]:.3f} s, p99 {quantiles[98]:.3f} s, most {max(took):.3f} s")
+
+
 async def test_each_suspension_cuts_everybody_off(node: System, panel: double.Panel, crowd: Crowd) -> None:
     took: list[float] = []
     failed = 0
@@ -187,8 +193,6 @@ async def test_each_suspension_cuts_everybody_off(node: System, panel: double.Pa
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
-    quantiles = statistics.quantiles(took, n=100)
-    print(f"{2 * len(took)} toggles and {failed} that failed, {WEBSOCKETS} websockets, {TRANSFERS} SFTP sessions")
-    print(f"from 204 to the last closed: p50 {quantiles[49]:.3f} s, p99 {quantiles[98]:.3f} s, most {max(took):.3f} s")
+        report(took, failed)
     if TOGGLES >= 10:  # some came while it was suspended
         assert sum(client.refused for client in crowd.pages) > 0
