@@ -20,9 +20,13 @@ from infra.runtimes import cgroups, processes, shim_machine
 from tests.infra.houses import AS_WE_ARE, ROOT, House, limits, until
 from tests.infra.unprivileged import HOARDER, NOBODY
 
-GROUPS = bool(cgroups.places("undrift-probe"))
-cgroups.tidy(cgroups.places("undrift-probe"))
-needs_groups = pytest.mark.skipif(not GROUPS, reason="no control groups here")
+PLACES = cgroups.places(f"undrift-probe-{os.getpid()}")
+cgroups.tidy(PLACES)
+GROUPED = {controller for place in PLACES for controller in place.controllers}
+
+
+def needs(controller: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(controller not in GROUPED, reason=f"no control group has {controller} here")
 
 
 @pytest.fixture
@@ -61,7 +65,7 @@ def _all_of(house: House) -> set[int]:
     return shim_machine.members([place["folder"] for place in state["places"]]) or shim_machine.below(state["shim"])
 
 
-@needs_groups
+@needs("memory")
 async def test_a_running_process_feels_a_new_memory_limit(ours: House) -> None:
     server = await ours.start(python(HOARDER), limits=limits(memory=1000))
     identity = server.running.identity
@@ -76,7 +80,7 @@ async def test_a_running_process_feels_a_new_memory_limit(ours: House) -> None:
     assert await server.end() == -9
 
 
-@needs_groups
+@needs("memory")
 async def test_memory_that_it_holds_is_not_taken_away_without_a_word(ours: House) -> None:
     server = await ours.start(python(HOARDER), limits=limits(memory=1000))
     await server.running.say("60")
@@ -91,7 +95,7 @@ async def test_memory_that_it_holds_is_not_taken_away_without_a_word(ours: House
     assert await server.end() == -9
 
 
-@needs_groups
+@needs("cpu")
 async def test_a_running_process_feels_a_new_cpu_limit(ours: House) -> None:
     server = await ours.start("echo up; while :; do :; done")
     await server.says("up")
@@ -113,7 +117,7 @@ async def test_a_running_process_feels_a_new_cpu_limit(ours: House) -> None:
     assert await server.end() == -9
 
 
-@needs_groups
+@needs("cpuset")
 async def test_a_limit_that_the_machine_cannot_give_is_said(ours: House) -> None:
     server = await ours.start("cat", limits=limits(threads="0"))
     assert os.sched_getaffinity(server.pid) == {0}
