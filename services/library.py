@@ -183,6 +183,8 @@ class Library:
             view = await self._look(who, group, knew)
             decided = [self._decide(who, asked, view) for asked in group]
             wishes = [one.wish for one in decided if one.wish is not None]
+            if len({wish.id for wish in wishes}) < len(wishes):
+                break  # what becomes of one item changes the file that another is about
             try:
                 written = await self._shelf.append(who, wishes) if wishes else 0
             except Claimed as claimed:
@@ -195,11 +197,13 @@ class Library:
                     held = seen if one.since is None else one.since
                     _note(outcome, asked, one, held if one.wish is None else written)
                 return
-            if len(group) > 1:  # the one that stands in the way is found alone
-                for asked in group:
-                    await self._carry_out(who, [asked], outcome, knew)
-                return
-        outcome.rejected.append(Refusal(group[0].item.path, _blocked(group[0], blocked)))
+            if len(group) > 1:
+                break  # the one that stands in the way is found alone
+        if len(group) > 1:
+            for asked in group:
+                await self._carry_out(who, [asked], outcome, knew)
+        else:
+            outcome.rejected.append(Refusal(group[0].item.path, _blocked(group[0], blocked)))
 
     async def _look(self, who: Who, group: Sequence[_Asked], knew: Mapping[str, Known | None] | None) -> _View:
         exact = {asked.place.at for asked in group} | {asked.old.at for asked in group if asked.old is not None}

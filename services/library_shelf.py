@@ -73,6 +73,7 @@ class LogShelf:
     async def append(self, who: Who, wishes: Sequence[Wish]) -> int:
         decided: dict[str, Decided] = {}
         for wish in wishes:
+            assert wish.id not in decided, "one append says one thing about each file"
             before = Loaded(library.initial) if wish.fresh else self._loaded[wish.id]
             events = wish.context.decide(wish.command, before.state)
             decided[wish.id] = Decided(library, wish.id, before, events)

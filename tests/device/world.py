@@ -89,6 +89,7 @@ class Log:
     async def append(self, who: Who, wishes: Sequence[Wish]) -> int:
         claims, states = dict(self.claims), dict(self.states)
         fresh: list[tuple[str, library.Event]] = []
+        assert len({wish.id for wish in wishes}) == len(wishes), "one append says one thing about each file"
         for wish in wishes:
             state = states.get(wish.id, library.initial)
             for event in library.decide(wish.command, state):  # type: ignore[arg-type]

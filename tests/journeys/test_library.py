@@ -124,6 +124,16 @@ def test_what_is_no_report_is_refused(ann: User) -> None:
         assert laptop.call("POST", "/api/v1/sync/report", body).status == 400
 
 
+def test_two_conflicts_about_one_file_in_one_report(ann: User) -> None:
+    laptop, phone = ann.pair()
+    laptop.upload("a", b"1")
+    phone.follow()
+    laptop.report({"path": "b", "old_path": "a", "change_type": "moved", "content_hash": sha(b"1")})
+    said = phone.report(created("a", b"2") | {"change_type": "modified"}, created("b", b"3"))
+    assert [(one["path"], one["rule"]) for one in said["conflicts"]] == [("a", "edit_delete"), ("b", "create_create")]
+    assert phone.conflicts() == said["conflicts"]
+
+
 def test_two_edits_of_one_base_are_one_conflict(ann: User) -> None:
     laptop, phone = ann.pair()
     laptop.upload("a", b"base")
