@@ -19,7 +19,8 @@ CONTROLLERS = ("cpu", "cpuset", "memory", "pids", "io")
 _V1 = {"cpu": "cpu", "cpuset": "cpuset", "memory": "memory", "pids": "pids", "blkio": "io", "cpuacct": "cpuacct"}
 _UNLIMITED_V1 = "-1"
 _BUSY_TRIES = 5
-_UNUSED_S = 60.0
+#: A group in which nobody is may still be on its way to its first, for so long.
+UNUSED_S = 60.0
 
 #: Of a controller: the files to write, in order, each with its text. Of several with the same first word only one is
 #: there, as the machine has it.
@@ -200,7 +201,7 @@ def tidy(places: list[Place]) -> None:
         with suppress(OSError):
             for name in os.listdir(place.folder):
                 group = os.path.join(place.folder, name)
-                if os.path.isdir(group) and time.time() - os.stat(group).st_mtime > _UNUSED_S:
+                if os.path.isdir(group) and time.time() - os.stat(group).st_mtime > UNUSED_S:
                     with suppress(OSError):
                         os.rmdir(group)
             os.rmdir(place.folder)

@@ -17,7 +17,7 @@ from pathlib import Path
 from domain import errors
 from domain.server_config import Stop
 from infra import log
-from infra.runtimes import Running, attached, shim_machine
+from infra.runtimes import Running, attached, cgroups, shim_machine
 from tests.infra.houses import House, limits
 
 SERVER = "exec flock -n held sh -c 'sleep 1000 & echo up; while :; do sleep 0.05; done' || echo doubled >> doubled"
@@ -76,6 +76,7 @@ async def settle(house: House) -> None:
     doubled = house.folder("one") / "doubled"
     if doubled.exists():
         raise SystemExit(f"twice at once: {doubled.read_text().count('doubled')} times")
+    cgroups.UNUSED_S = 0.0
     running = (await house.runtime.adopt()).get("one")
     if running is not None:
         await running.kill()

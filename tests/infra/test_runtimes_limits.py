@@ -136,9 +136,12 @@ async def test_who_multiplies_meets_a_limit(both: House) -> None:
     await until(lambda: any("fork" in line.lower() for line in server.lines), "a refusal")
     left = _all_of(both)
     counted_alone = (await both.runtime.limits_enforced())["pids"] != "rlimit"
-    assert 10 < len(left) <= (24 if counted_alone else 99)
+    if counted_alone:
+        assert 10 < len(left) <= 24
+    else:  # with whatever else that user runs
+        assert len(left) < 100
     await server.running.kill()
-    assert await server.end() == -9
+    assert await server.end() in (-9, 2)  # a shell gives up with 2, should it be refused one itself
     assert not any(map(shim_machine.started, left))
 
 
