@@ -41,7 +41,8 @@ class Processes:
     """The port `Runtime`, without containers. Its records lie in `run/servers` of the data directory.
 
     Mounts and addresses are not its business: a process sees the machine's own files and network. Where we are root, it
-    sees of all that lies beside its own folder nothing.
+    sees of all that lies beside its own folder nothing. All servers are one user's, who can look into and end every
+    process of his: whoever runs servers of people that do not trust each other wants containers.
     """
 
     def __init__(self, settings: config.Settings) -> None:
