@@ -152,13 +152,13 @@ class Attached:
         if connection is not None:
             reader, writer = connection
             try:
-                writer.write(b"attach\n")
+                _tell(writer, b"attach")
                 async for lines in _numbered(reader):
                     for last, line in lines:  # noqa: B007 - of those that were taken
                         yield line
-                    writer.write(b"took %d\n" % last)
+                    _tell(writer, b"took %d" % last)
             finally:
-                writer.write(b"took %d\n" % last)
+                _tell(writer, b"took %d" % last)
                 await _leave(writer)
         if not self._closed.is_set():
             for line in await self._rest(last):
@@ -190,7 +190,7 @@ class Attached:
             return b""
         reader, writer = connection
         try:
-            writer.write(request + b"\n")
+            _tell(writer, request)
             return await asyncio.wait_for(reader.readline(), _ANSWER_S)
         except TimeoutError:
             raise errors.Unavailable("What holds its input does not answer") from None
@@ -326,10 +326,17 @@ async def _numbered(reader: asyncio.StreamReader) -> AsyncIterator[list[tuple[in
             yield [(int(number), text) for number, _, text in parts]
 
 
+def _tell(writer: asyncio.StreamWriter, line: bytes) -> None:
+    """If it still listens: it may have ended since, and some loops raise for that."""
+    if not writer.is_closing():
+        with contextlib.suppress(RuntimeError, OSError):
+            writer.write(line + b"\n")
+
+
 async def _leave(writer: asyncio.StreamWriter) -> None:
     """With whatever was still to be said, if anybody hears it."""
     writer.close()
-    with contextlib.suppress(OSError, TimeoutError):
+    with contextlib.suppress(OSError, RuntimeError, TimeoutError):
         await asyncio.wait_for(writer.wait_closed(), _LOOK_S)
 
 

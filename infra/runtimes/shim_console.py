@@ -13,6 +13,7 @@ KEPT = 1024 * 1024
 _RING = 256 * 1024
 _CHUNK = 64 * 1024
 _HEADER = 80
+_LAST = 20
 #: What a server may say in a moment; more than anybody reads is dropped, as its console would be of no use otherwise.
 _MOMENT_S, _MOMENT_LINES, _MOMENT_BYTES = 0.1, 2000, 1024 * 1024
 
@@ -30,6 +31,7 @@ class Console:
         self._new: list[bytes] = []
         self._moment = 0.0
         self._said_lines = self._said_bytes = self._dropped = 0
+        self._lost = b""
         self._file = self._open()
 
     def feed(self, data: bytes) -> None:
@@ -38,6 +40,7 @@ class Console:
         while (end := data.find(b"\n", begin)) >= 0:
             if self._said_lines >= _MOMENT_LINES or self._said_bytes >= _MOMENT_BYTES:
                 last = data.rfind(b"\n")
+                self._lost = data[begin:last]
                 self._dropped += data.count(b"\n", begin, last + 1)
                 self._partial.clear()
                 begin = last + 1
@@ -49,9 +52,13 @@ class Console:
         self._write()
 
     def finish(self) -> None:
-        """What it said last need not end in a newline."""
+        """What it said last is why it ended: it is kept however much it was, and need not end in a newline."""
+        last = self._lost.split(b"\n")[-_LAST:] if self._dropped else []
+        self._dropped -= len(last)
         self._moment = 0.0
         self._turn()
+        for line in last:
+            self._add(line.rstrip(b"\r")[:LONGEST])
         if self._partial:
             self._complete()
         self._write()

@@ -206,4 +206,4 @@ def test_an_ordinary_user_has_servers_too() -> None:
     if ROOT:
         assert (seen["enforced"]["memory"], seen["enforced"]["cpu"]) == ("rlimit", "nothing")
         assert seen["memory"] == ["holds 40", "no more"]
-    assert (seen["pids"], seen["whole"]) == (True, True)
+    assert (seen["pids"], seen["whole"], seen["last"]) == (True, True, "why it ended")

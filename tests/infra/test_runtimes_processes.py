@@ -149,9 +149,10 @@ async def test_input_that_nobody_reads_is_refused_and_blocks_nobody(house: House
 
 
 async def test_a_flood_neither_blocks_nor_fills_anything(house: House) -> None:
-    running = await house.runtime.start(house.launch("yes | head -c 5000000"))
+    running = await house.runtime.start(house.launch("yes | head -c 5000000; echo why it ended"))
     assert await running.ended() == 0
     assert any(b"were dropped" in line for line in await running.recent(10_000))
+    assert (await running.recent(1)) == [b"why it ended"]
     server = await house.start(f"yes {'0123456789' * 30}", "two")
     await until(lambda: (house.record("two") / "console.1").exists(), "so much output")
     status = Path(f"/proc/{house.state('two')['shim']}/status").read_text()

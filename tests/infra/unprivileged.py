@@ -47,6 +47,7 @@ async def scenes(directory: Path, python: str) -> dict[str, Any]:
             "memory": await memory(house, python),
             "pids": await pids(house),
             "whole": await whole(house),
+            "last": await flood(house),
         }
     finally:
         await house.leave()
@@ -83,6 +84,13 @@ async def whole(house: House) -> bool:
     await again.running.stop(Stop("stop", None))
     assert await again.end() == -15
     return len(left) == 2 and not any(map(shim_machine.started, left))
+
+
+async def flood(house: House) -> str:
+    """It ends while there is much to hear of it still."""
+    server = await house.start("yes | head -c 1000000; echo why it ended", "two")
+    assert await server.end() == 0
+    return server.lines[-1]
 
 
 def main() -> None:
