@@ -182,14 +182,12 @@ Event = (
 
 
 class Server(Struct, frozen=True):
-    """`asked` is what is still to be carried out."""
-
     configuration: Configuration | None = None
     deleted: bool = False
     power: Power = "offline"
     pid: int | None = None
     started: int | None = None
-    asked: Action | None = None
+    asked: Action | None = None  # and not carried out yet
 
     @property
     def suspended(self) -> bool:
@@ -237,8 +235,9 @@ def _left(state: Server, seen: PowerChanged) -> Action | None:
         case "stopping":
             return asked
         case "offline":  # what ended by itself is not what anybody wanted before
-            stopped = state.power == "stopping" and asked in ("start", "restart")
-            return "start" if seen.again else asked if stopped else None
+            if seen.again and asked not in ("stop", "kill"):
+                return "start"
+            return asked if state.power == "stopping" and asked in ("start", "restart") else None
         case _:
             assert_never(seen.power)
 

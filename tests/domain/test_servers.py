@@ -108,6 +108,8 @@ def power(now: servers.Power, *, again: bool = False) -> servers.Event:
         ([asked("restart"), power("stopping"), power("offline"), power("starting")], None),
         ([power("starting"), asked("restart"), power("running")], "restart"),
         ([power("running"), power("offline", again=True)], "start"),
+        ([power("starting"), asked("stop"), power("offline", again=True)], None),
+        ([power("starting"), asked("restart"), power("offline", again=True)], "start"),
         ([power("running"), power("offline"), servers.Crashed(exit_code=1, again=True)], "start"),
         ([power("running"), power("offline"), servers.Crashed(exit_code=1, again=False)], None),
     ],

@@ -23,6 +23,7 @@ from tests.doubles import panel as double
 from tests.infra import engines
 from tests.journeys.nodes import ask, settings, taken_over
 from tests.journeys.system import System, until
+from tests.journeys.test_servers_power import events
 
 POWERS = int(os.environ.get("POWERS", "60"))
 SEED = int(os.environ.get("FAULTS_SEED", str(time.time_ns() % 100_000)))
@@ -92,7 +93,7 @@ def test_a_node_that_dies_anywhere_loses_nothing_and_doubles_nothing(node: Syste
             node.kill("node")
     for uuid, state in wanted.items():
         assert until(lambda uuid=uuid, state=state: agrees(node, uuid, state)), (  # type: ignore[misc]
-            SEED, uuid, state, power(node, uuid), alive(node, uuid), node.said()[-5000:],
+            SEED, uuid, state, power(node, uuid), alive(node, uuid), events(node, uuid), node.said()[-5000:],
         )  # fmt: skip
     watching.over.set()
     watching.join()
