@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from aiohttp import web
 from websockets.sync.client import ClientConnection
 
 from infra import processes
@@ -223,8 +224,6 @@ def test_much_of_what_it_says_is_dropped_and_its_listeners_stay(node: System, pa
 
 
 def test_without_the_panel_nothing_is_started(node: System, panel: double.Panel) -> None:
-    from aiohttp import web
-
     uuid = made(node, panel)
     with listening(node, panel, uuid) as socket:
         panel.trouble = lambda _: web.Response(status=403)
