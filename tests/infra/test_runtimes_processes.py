@@ -52,7 +52,7 @@ async def both(request: pytest.FixtureRequest, data_dir: Path, monkeypatch: pyte
 
 async def test_it_has_its_own_environment_folder_and_user_and_its_secrets_are_in_no_list(house: House) -> None:
     server = await house.start("echo {{SECRET}}; pwd; id -u; cat", environment={"SECRET": SECRET, "LANG": "de"})
-    await server.says(SECRET)
+    await until(lambda: len(server.lines) == 3, "what it says of itself")
     folder = str(house.folder("one"))
     assert server.lines == [SECRET, folder, "988" if ROOT else str(os.geteuid())]
     environment = Path(f"/proc/{server.pid}/environ").read_bytes().split(b"\0")
