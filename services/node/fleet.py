@@ -38,12 +38,15 @@ _encode = msgspec.json.Encoder().encode
 class Fleet:
     """Raises errors.LeaseLost when another process acts in our place."""
 
-    def __init__(self, process: Process, runtime: Runtime, volumes: Volumes, waits: Waits, guard: Guard) -> None:
+    def __init__(
+        self, process: Process, runtime: Runtime, volumes: Volumes, waits: Waits, guard: Guard, began: asyncio.Event
+    ) -> None:
         self._process, self._runtime, self._volumes = process, runtime, volumes
         self._shared = Shared(process, runtime, volumes, waits, guard, asyncio.Semaphore(_SYNCS))
         self._servers: dict[str, Server] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
         self._strays: dict[str, Running] = {}
+        self._began = began
         self._heard: dict[str, float] = {}
         self._group: asyncio.TaskGroup | None = None
 
@@ -54,6 +57,7 @@ class Fleet:
         try:
             async with asyncio.TaskGroup() as self._group:
                 await self._begin(await self._adopted())
+                self._began.set()
                 self._group.create_task(self._tell_figures(), name="node figures")
                 async for page in subscription:
                     for recorded in page:

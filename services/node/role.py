@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import structlog
 
@@ -25,7 +27,9 @@ log = structlog.get_logger("node")
 _GRACE = 0.35
 
 _LEASE = "node"
-_farewell = asyncio.Event()
+_farewell, _began = asyncio.Event(), asyncio.Event()
+#: Beats that whoever holds the lease may miss when there is no time to wait until it counts as dead.
+_MISSED = 2.5
 
 
 class Lost(Exception):
@@ -33,8 +37,8 @@ class Lost(Exception):
 
 
 def hear_farewell() -> None:
-    """Before there is an event loop: whoever is told to end while starting has nothing to take leave of."""
-    signal.signal(FAREWELL, lambda *_: os._exit(0))
+    """Before there is an event loop: whoever is told to end while starting has servers of another to end."""
+    signal.signal(FAREWELL, lambda *_: _farewell.set())
 
 
 async def run(process: Process) -> None:
@@ -46,6 +50,9 @@ async def run(process: Process) -> None:
         await asyncio.wait([acting, ending], return_when=asyncio.FIRST_COMPLETED)
         if not ending.done():
             acting.result()
+        began = asyncio.create_task(_began.wait())  # it may still wait for the lease of one that has died
+        await asyncio.wait([acting, began], timeout=process.settings.up.stop_s * _GRACE, return_when="FIRST_COMPLETED")
+        began.cancel()
         acting.cancel()
         await asyncio.gather(acting, return_exceptions=True)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -59,7 +66,7 @@ async def run(process: Process) -> None:
 async def _act(process: Process) -> None:
     async with _leased(process) as lease, runtimes.opened(process.settings) as runtime:
         waits = Waits(process.store, process.tail)
-        fleet = Fleet(process, runtime, Volumes(process.settings), waits, lease.guard)
+        fleet = Fleet(process, runtime, Volumes(process.settings), waits, lease.guard, _began)
         async with asyncio.TaskGroup() as group:
             group.create_task(_keep(process, lease), name="node lease")
             group.create_task(waits.run(), name="node waits")
@@ -75,10 +82,13 @@ async def _act(process: Process) -> None:
 @asynccontextmanager
 async def _leased(process: Process) -> AsyncIterator[Lease]:
     """While the block runs; waits until nobody else has it."""
-    lease = None
+    lease: Lease | None = None
+    seen: tuple[Any, float] = (None, 0.0)
     while lease is None:
         try:
             lease = await process.leases.take(_LEASE)
+            if lease is None and _farewell.is_set():
+                seen = await _hurry(process, seen)
         except CONNECTION_LOST as error:
             log.warning("the node waits for Postgres", reason=type(error).__name__)
         if lease is None:
@@ -91,6 +101,17 @@ async def _leased(process: Process) -> AsyncIterator[Lease]:
                 await process.leases.release(lease)
         except (*CONNECTION_LOST, TimeoutError) as error:
             log.warning("the lease of the node was not given back", reason=type(error).__name__)
+
+
+async def _hurry(process: Process, seen: tuple[Any, float]) -> tuple[Any, float]:
+    """Gives back the lease of one that does not beat: servers that it has left must end with `up`."""
+    row = await process.db.fetchrow("select owner, fence, beat from undrift.leases where name = $1", _LEASE)
+    now = time.monotonic()
+    if row is None or tuple(row) != seen[0]:
+        return None if row is None else tuple(row), now
+    if now - seen[1] >= _MISSED * process.settings.jobs.beat_s:
+        await process.leases.release(Lease(_LEASE, row["owner"], row["fence"]))
+    return seen
 
 
 async def _keep(process: Process, lease: Lease) -> None:

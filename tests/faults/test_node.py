@@ -183,6 +183,16 @@ def test_up_may_end_while_servers_begin(node: System, panel: double.Panel) -> No
     assert until(lambda: all(agrees(node, uuid, "running") for uuid in uuids)), node.said()
 
 
+def test_up_may_end_while_the_node_is_dead(node: System, panel: double.Panel) -> None:
+    uuid = taken_over(node, panel, invocation=SERVER)
+    assert ask(node, "POST", f"/api/servers/{uuid}/power", {"action": "start"}).status == 202
+    assert until(lambda: agrees(node, uuid, "running")), node.said()
+    node.replaced("node", node.kill("node"))
+    assert until(lambda: node.log.read_text().count('"process": "node", "roles"') == 2), node.said()
+    node.stop()
+    assert alive(node, uuid) == []
+
+
 def test_containers_are_servers_too(panel: double.Panel, tmp_path: Path) -> None:
     with engines.double(tmp_path) as engine:
         more = f'{MORE}runtime = "docker"\ndocker_socket = "{engine.socket}"\n'
