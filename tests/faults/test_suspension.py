@@ -164,6 +164,8 @@ async def suspended(crowd: Crowd) -> float:
 
 
 def report(took: list[float], failed: int) -> None:
+    if len(took) < 2:
+        return
     quantiles = statistics.quantiles(took, n=100)
     print(f"{2 * len(took)} toggles and {failed} that failed, {WEBSOCKETS} websockets, {TRANSFERS} SFTP sessions")
     print(f"from 204 to the last closed: p50 {quantiles[49]:.3f} s, p99 {quantiles[98]:.3f} s, most {max(took):.3f} s")
@@ -190,9 +192,9 @@ async def test_each_suspension_cuts_everybody_off(node: System, panel: double.Pa
             assert not [type(client).__name__ for client in crowd.every if client.open]
             assert await crowd.toggle(False)
     finally:
+        report(took, failed)
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
-        report(took, failed)
     if TOGGLES >= 10:  # some came while it was suspended
         assert sum(client.refused for client in crowd.pages) > 0
