@@ -12,6 +12,7 @@ from domain import errors, messages
 from domain.server_config import Allocations, Build, Configuration, Egg, Mount, Process, Startup
 
 STREAM = "servers"
+LONG_LIVED = True  # the store remembers what it folded of these streams; no state holds anything personal
 
 Power = Literal["offline", "starting", "running", "stopping"]
 Action = Literal["start", "stop", "restart", "kill"]

@@ -35,6 +35,8 @@ _TRIES = 8
 #: Streams looked up at once; and how many events are made ready on the loop itself.
 _LOOKED_UP = 2000
 _AT_ONCE = 100
+#: Streams whose state is remembered, of contexts that are LONG_LIVED.
+_REMEMBERED = 2000
 
 
 class Loaded(Struct, frozen=True):
@@ -82,6 +84,7 @@ class Store:
     def __init__(self, database: Database, mapper: Mapper, writer: Writer) -> None:
         self.database, self.mapper, self.writer = database, mapper, writer
         self.recorder = Recorder(database)
+        self._remembered: dict[str, Loaded] = {}
 
     async def head(self) -> int:
         """The last position, 0 in an empty log."""
@@ -126,7 +129,19 @@ class Store:
 
     async def load(self, context: Any, stream: str, until: int | None = None) -> Loaded:
         """Folds a stream. Raises errors.Unavailable when it holds an event this program cannot read."""
-        return _folded(context, await self.stream(stream, until=until))
+        if until is not None or not getattr(context, "LONG_LIVED", False):
+            return _folded(context, await self.stream(stream, until=until))
+        before = self._remembered.get(stream, Loaded(context.initial))
+        now = _folded(context, await self.stream(stream, after=before.version), before)
+        self._remember(stream, now)
+        return now
+
+    def _remember(self, stream: str, now: Loaded) -> None:
+        """The newest of what is known, which another may have read meanwhile; the one read last goes last."""
+        known = self._remembered.pop(stream, now)
+        self._remembered[stream] = max(known, now, key=lambda one: one.version)
+        if len(self._remembered) > _REMEMBERED:
+            del self._remembered[next(iter(self._remembered))]
 
     async def load_all(self, context: Any, streams: Sequence[str]) -> dict[str, Loaded]:
         """Folds many streams, in one look at the log. Raises errors.Unavailable as `load`."""
@@ -341,13 +356,15 @@ def _in_our_words() -> Iterator[None]:
         raise errors.StorageFull() from None
 
 
-def _folded(context: Any, recorded: Sequence[messages.Recorded]) -> Loaded:
-    state = context.initial
+def _folded(context: Any, recorded: Sequence[messages.Recorded], before: Loaded | None = None) -> Loaded:
+    """From the beginning, or from what it was before."""
+    before = before or Loaded(context.initial)
+    state = before.state
     for one in recorded:
         if isinstance(one.event, messages.Unreadable):
             raise errors.Unavailable(f"{one.stream} holds an event that this version cannot read")
         state = context.evolve(state, one.event)
-    return Loaded(state, recorded[-1].version, recorded[-1].position) if recorded else Loaded(state)
+    return Loaded(state, recorded[-1].version, recorded[-1].position) if recorded else before
 
 
 def _first(wishes: Sequence[Wish], tenant: str) -> str | None:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from msgspec import Raw
 
-from domain import errors, events, integrations, jobs, keys, messages, tenants
+from domain import errors, events, integrations, jobs, keys, messages, servers, tenants
 from infra import config
 from infra.db import Database
-from infra.eventstore.mapper import Mapper
+from infra.eventstore.mapper import LogNotification, Mapper
 from infra.eventstore.recorder import Claimed, Guard, Key
 from infra.eventstore.store import Done, Store, Wish
 from infra.eventstore.writer import Writer
 from infra.leases import Leases
+from tests.domain.test_servers_plan import read as configured
 from tests.infra.appends import Held, append, blocked, open_writers
 
 QUEUED = jobs.Queued(ticket=jobs.Ticket(job="j", kind="files", type="full_sync", lane="later"), spec=Raw(b"{}"))
@@ -252,3 +254,32 @@ async def test_an_event_that_is_too_large_is_refused(store: Store) -> None:
     with pytest.raises(errors.TooLarge):
         await store.execute(integrations, "i", large)
     await store.execute(integrations, "i", integrations.Create("i", "x" * 250_000, "files", Raw(b"{}")))
+
+
+async def test_a_long_stream_is_read_on_from_where_it_was(
+    store: Store, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ask(user: str, by: Store = store) -> None:
+        await by.execute(servers, "s", servers.Deauthorize(user))
+
+    await store.execute(servers, "s", servers.Sync(configured()))
+    await ask("first")
+    read: list[int] = []
+    select = store.recorder.select_events
+
+    async def noting(*about: Any, **bounds: Any) -> list[LogNotification]:
+        found = await select(*about, **bounds)
+        read.append(len(found))
+        return found
+
+    monkeypatch.setattr(store.recorder, "select_events", noting)
+    before = await store.load(servers, "servers/main/s")
+    other = Store(store.database, store.mapper, store.writer)
+    await ask("second", other)
+    await other.execute(servers, "s", servers.Observe("running", 7, 8))
+    after = await store.load(servers, "servers/main/s")
+    assert (before.version, after.version) == (2, 4)
+    assert after == await other.load(servers, "servers/main/s")
+    assert after.state.pid == 7
+    assert sum(read) == 3
+    assert (await store.load(servers, "servers/main/s", until=before.position)) == before
