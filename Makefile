@@ -1,6 +1,8 @@
 .DEFAULT_GOAL := help
 .PHONY: help env up test check bench faults lock clean
 RUN := .venv/bin
+# Where it is set, every process of every test compiles the whole program anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

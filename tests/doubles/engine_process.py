@@ -23,6 +23,12 @@ def stamp(at: int) -> str:
     return datetime.fromtimestamp(at // 10**9, UTC).strftime("%Y-%m-%dT%H:%M:%S") + f".{at % 10**9:09d}Z"
 
 
+def _heed() -> None:
+    """In a container nothing of what we were started to ignore is ignored."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Process:
     """`lines` are the log: when, and what, with its end unless it is a piece. Threads read and wait; `changed` is
     called from them."""
@@ -44,6 +50,7 @@ class Process:
             cwd=folder,
             start_new_session=True,
             process_group=None,
+            preexec_fn=_heed,
         )
         os.close(theirs)
         self._threads = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 import pytest
@@ -29,6 +29,8 @@ def sample(hint: Any) -> Any:
         return [sample(get_args(hint)[0])]
     if get_origin(hint) is dict:
         return {"gateway": "word"}
+    if get_origin(hint) is Literal:
+        return get_args(hint)[-1]
     if get_args(hint):
         return sample(next(part for part in get_args(hint) if part is not type(None)))
     if issubclass(hint, msgspec.Struct):

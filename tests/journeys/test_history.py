@@ -9,10 +9,8 @@ import pytest
 
 from tests.doubles import panel as double
 from tests.journeys.libraries import Device, User, user
-from tests.journeys.nodes import ask, node, panel, taken_over
+from tests.journeys.nodes import ask, taken_over
 from tests.journeys.system import ADMIN, Answer, System
-
-__all__ = ["node", "panel"]  # fixtures
 
 EVENT = {"position", "id", "type", "time", "version", "actor", "data"}
 

@@ -16,7 +16,7 @@ import pytest
 from aiohttp import web
 
 from tests.doubles import panel as double
-from tests.journeys.nodes import ask, node, panel, sftp, sftp_address, taken_over, untroubled
+from tests.journeys.nodes import ask, sftp, sftp_address, taken_over, untroubled
 from tests.journeys.sftp_clients import (
     LOST,
     MIB,
@@ -35,7 +35,7 @@ from tests.journeys.sftp_clients import (
 )
 from tests.journeys.system import System, until
 
-__all__ = ["node", "panel", "untroubled"]  # fixtures
+__all__ = ["untroubled"]  # a fixture
 
 
 @pytest.fixture

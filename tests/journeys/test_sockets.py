@@ -15,10 +15,10 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from tests.doubles import panel as double
-from tests.journeys.nodes import ask, node, panel, taken_over, untroubled
+from tests.journeys.nodes import ask, taken_over, untroubled
 from tests.journeys.system import System, until
 
-__all__ = ["node", "panel", "untroubled"]  # fixtures
+__all__ = ["untroubled"]  # a fixture
 
 SUSPENDED = (4409, "server is suspended")
 

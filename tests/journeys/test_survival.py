@@ -1,12 +1,10 @@
-"""What `make faults` does at length, in short: every process dies once under load, and a dump is restored."""
+"""What `make faults` does at length, in short: every process dies once under load."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from infra import embedded
 from tests.faults.load import kill_often, loaded
-from tests.faults.restoring import check
 from tests.journeys.system import NAMES, System
 
 
@@ -19,12 +17,3 @@ def test_every_process_dies_once_and_nothing_is_lost_or_doubled(tmp_path: Path) 
         load.verify()
     finally:
         system.stop()
-
-
-def test_a_restored_dump_is_another_history(tmp_path: Path) -> None:
-    fresh = embedded.Postgres(tmp_path / "fresh")
-    fresh.start()
-    try:
-        check(tmp_path, fresh, clients=0)
-    finally:
-        fresh.stop()
