@@ -208,12 +208,18 @@ class Panel:
 async def _body(answer: aiohttp.ClientResponse) -> bytes:
     parts: list[bytes] = []
     size = 0
+    if (answer.content_length or 0) > _LIMIT:
+        raise _too_much()
     async for part in answer.content.iter_chunked(_PIECE):
         parts.append(part)
         size += len(part)
         if size > _LIMIT:
-            raise errors.RemoteRefused(f"The Panel sends more than {_LIMIT // 1024 // 1024} MiB in one answer")
+            raise _too_much()
     return b"".join(parts)
+
+
+def _too_much() -> errors.RemoteRefused:
+    return errors.RemoteRefused(f"The Panel sends more than {_LIMIT // 1024 // 1024} MiB in one answer")
 
 
 def _said(body: bytes) -> Said:
