@@ -211,6 +211,16 @@ def says(text: str | bytes) -> Callable[[web.Request], web.Response]:
     return lambda _: web.Response(body=body, content_type="application/json")
 
 
+async def too_much(request: web.Request) -> web.StreamResponse:
+    """Says how large it would be."""
+    answer = web.StreamResponse()
+    answer.content_length = 17 << 20
+    await answer.prepare(request)
+    await answer.write(b" ")
+    await asyncio.sleep(3)
+    return answer
+
+
 async def silence(_: web.Request) -> None:
     await asyncio.sleep(3)  # longer than anybody waits, and then as if nothing had been
 
@@ -251,7 +261,7 @@ PERMANENT: dict[str, double.Answer] = {
     "bytes": says(b"\xff\xfe"),
     "deep": says("[" * 100_000),
     "no settings": lambda _: web.json_response({"process_configuration": double.process()}),
-    "too much": says(b" " * (17 << 20)),
+    "too much": too_much,
 }
 PASSING: dict[str, double.Answer] = {
     "500": refuses(500, "ErrorException"),
