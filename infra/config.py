@@ -31,8 +31,8 @@ class Nats(Struct, forbid_unknown_fields=True):
     """`url` replaces the embedded server. `replicas` is 3 on a cluster. `passwords` are those of the users `gateway`,
     `worker`, `core`, `relay`, `feeds`, `node` and `sftp`; who finds none there connects as the address says. `issuer`
     signs for consumers from outside, `public_url` is where they are told to connect; `consumer_rate` is how many
-    acknowledgements a second each may send (a request counts as 20), `consumer_check_s` how often those that may no
-    longer be here are looked for."""
+    acknowledgements a second each may send (a request counts as 20; more than that waits, and a flood is sent away),
+    `consumer_check_s` how often those that may no longer be here are looked for."""
 
     url: str = ""
     passwords: dict[str, str] = field(default_factory=dict)

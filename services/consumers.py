@@ -31,9 +31,11 @@ _AT_ONCE = 32
 class Consumers:
     """Any number may run: they share the questions, and what is ended twice is ended."""
 
-    def __init__(self, process: Process, bus: Bus) -> None:
+    def __init__(self, process: Process, bus: Bus, ours: Bus) -> None:
+        """What consumers say comes over `bus`; what the server asks and is asked goes over `ours`, where no flood is
+        before it."""
         settings = process.settings.nats
-        self._process, self._bus, self._settings = process, bus, settings
+        self._process, self._bus, self._ours, self._settings = process, bus, ours, settings
         self._issuer = callout.Issuer(settings.issuer)
         self._known: dict[str, tuple[Known, str, float]] = {}
         self._slots = asyncio.Semaphore(_AT_ONCE)
@@ -42,12 +44,13 @@ class Consumers:
         self._revoked: set[str] = set()
         self._flooding: dict[str, float] = {}
         self._look = asyncio.Event()
-        self._gate = Gate(bus, self._valid, settings.consumer_rate, self._flooded)
+        self._gate = Gate(bus, ours, self._valid, settings.consumer_rate, self._flooded)
 
     async def run(self) -> None:
         """Serves until cancelled."""
-        await self._bus.connect()
-        await self._bus.subscribe(permissions.AUTHORISE, self._asked, queue=permissions.GATE)
+        for bus in (self._bus, self._ours):
+            await bus.connect()
+        await self._ours.subscribe(permissions.AUTHORISE, self._asked, queue=permissions.GATE)
         await self._bus.subscribe(f"{permissions.SAID}.>", self._gate.hear, queue=permissions.GATE)
         try:
             async with asyncio.TaskGroup() as group:
@@ -57,7 +60,8 @@ class Consumers:
             self._gate.close()
             for task in self._tasks:
                 task.cancel()
-            await self._bus.close()
+            for bus in (self._bus, self._ours):
+                await bus.close()
 
     # Who comes in.
 
@@ -79,7 +83,7 @@ class Consumers:
                     answer = self._issuer.refuse(asked, "unknown, revoked or over")
                 else:
                     answer = self._issuer.admit(asked, known.id, known.until)
-            await self._bus.publish(message.reply, answer)
+            await self._ours.publish(message.reply, answer)
         except TRANSIENT as error:
             log.warning("a consumer could not be let in", reason=type(error).__name__)
             return
@@ -119,6 +123,8 @@ class Consumers:
     # Who has to go.
 
     def _flooded(self, id: str) -> None:
+        if id not in self._flooding:
+            log.warning("a consumer asks for too much", credential=id, rate=self._settings.consumer_rate)
         self._flooding[id] = time.monotonic() + self._settings.consumer_check_s
         self._look.set()
 
@@ -143,7 +149,7 @@ class Consumers:
         while True:
             self._look.clear()
             try:
-                if await self._bus.ready(self._settings.consumer_check_s):
+                if await self._ours.ready(self._settings.consumer_check_s):
                     await self.end(self._out())
             except TRANSIENT as error:
                 log.warning("consumers could not be looked at", reason=type(error).__name__)
@@ -157,13 +163,13 @@ class Consumers:
     async def end(self, also: Iterable[str] = ()) -> int:
         """Ends the connections of credentials that are no more, and those of `also`; answers how many. The consumers
         that such credentials had go as well."""
-        opened, names = await outside.connected(self._bus), await self._gate.names()
+        opened, names = await outside.connected(self._ours), await self._gate.names()
         ids = {one.id for one in opened} | {id for name in names if (id := rules.owner(name)) is not None}
         gone = await self._gone(ids) if ids else set()
         wrong = [one for one in opened if one.id in gone or one.id in also]
         for one in wrong:
             self._known.pop(one.id, None)
-            await outside.end(self._bus, one)
+            await outside.end(self._ours, one)
             log.info("a consumer was sent away", credential=one.id)
         for name in names:
             if rules.owner(name) in gone:
@@ -198,5 +204,6 @@ async def run(process: Process) -> None:
     settings = process.settings.nats
     if not settings.issuer:
         await asyncio.Event().wait()
-    bus = Bus(settings.url, settings, name=f"{process.name} {permissions.GATE}", user=permissions.GATE)
-    await Consumers(process, bus).run()
+    name = f"{process.name} {permissions.GATE}"
+    bus, ours = (Bus(settings.url, settings, name=name, user=permissions.GATE) for _ in range(2))
+    await Consumers(process, bus, ours).run()

@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 import secrets
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 import asyncpg
 import msgspec
@@ -34,6 +35,8 @@ _WAITING = 64
 _PAGES = 100
 #: What one of them costs, in acknowledgements.
 _REQUEST = 20
+#: So many seconds' worth may come at once; what would have to wait for longer than that is a flood.
+_BURST_S, _PATIENCE_S = 1.0, 1.0
 
 
 class Known(Struct, frozen=True):
@@ -52,12 +55,14 @@ Lookup = Callable[[str], Awaitable[Known | None]]
 
 
 class Gate:
-    """`lookup` finds a credential by its id; `flooded` is told of one that asks for more than `rate` a second."""
+    """`lookup` finds a credential by its id. Each may acknowledge `rate` times a second: what comes on top waits its
+    turn, and `flooded` is told, with every message, of one who doesn't wait. They are heard over `bus`; what is asked
+    of JetStream goes over `ours`, where it doesn't stand in line behind a flood."""
 
-    def __init__(self, bus: Bus, lookup: Lookup, rate: int, flooded: Callable[[str], None]) -> None:
-        self._bus, self._lookup, self._rate, self._flooded = bus, lookup, rate, flooded
-        self._said: Counter[str] = Counter()
-        self._second = 0
+    def __init__(self, bus: Bus, ours: Bus, lookup: Lookup, rate: int, flooded: Callable[[str], None]) -> None:
+        self._bus, self._ours, self._lookup, self._rate, self._flooded = bus, ours, lookup, rate, flooded
+        #: When each would be through with what it has said so far, at the rate that it may have.
+        self._through: dict[str, float] = {}
         self._waiting: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -68,16 +73,14 @@ class Gate:
             await self._acknowledge(message, tokens)
             return
         id = tokens[1]
-        back = _inbox(id, message.reply)
-        if back is None or self._is_too_much(id, _REQUEST):
+        late, back = self._late(id, _REQUEST), _inbox(id, message.reply)
+        if late is None or back is None:
             return
         if self._waiting[id] >= _WAITING:
             await self._bus.publish(back, rules.refusal(rules.Refused(503, "one thing after the other; try again")))
             return
         self._waiting[id] += 1
-        task = asyncio.create_task(self._request(id, tokens[3:], message.data, back))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._begin(self._request(id, tokens[3:], message.data, back, late))
 
     def close(self) -> None:
         for task in self._tasks:
@@ -103,14 +106,20 @@ class Gate:
     async def _acknowledge(self, message: Msg, tokens: list[str]) -> None:
         """The server has seen that the consumer is one of theirs."""
         id = rules.owner(tokens[3]) if len(tokens) > 3 else None
-        if id is None or self._is_too_much(id):
+        if id is None:
             return
-        back = _inbox(id, message.reply) if message.reply else ""
-        if back is not None:
-            await self._pass(".".join(tokens), message.data, back)
+        late, back = self._late(id), _inbox(id, message.reply) if message.reply else ""
+        if late is None or back is None:
+            return
+        subject = ".".join(tokens)
+        if late <= 0:
+            await self._pass(subject, message.data, back)
+        else:
+            self._begin(self._pass_later(late, subject, message.data, back))
 
-    async def _request(self, id: str, words: list[str], body: bytes, back: str) -> None:
+    async def _request(self, id: str, words: list[str], body: bytes, back: str, late: float) -> None:
         try:
+            await asyncio.sleep(max(late, 0))
             answer = await self._answer(id, words, body, back)
         except rules.Refused as error:
             answer = rules.refusal(error)
@@ -161,24 +170,32 @@ class Gate:
         return [name for name in await self.names() if rules.owner(name) == id]
 
     async def _ask(self, what: str, body: bytes = b"") -> bytes:
-        return (await self._bus.request(f"{_API}.{what}", body, _TIMEOUT_S)).data
+        return (await self._ours.request(f"{_API}.{what}", body, _TIMEOUT_S)).data
 
     async def _pass(self, subject: str, body: bytes, back: str) -> None:
         """As it is, to be answered there."""
         with contextlib.suppress(errors.Unavailable):  # it asks, or acknowledges, again
             await self._bus.send(f"PUB {subject} {back} {len(body)}\r\n".encode() + body + b"\r\n")
 
-    def _is_too_much(self, id: str, cost: int = 1) -> bool:
-        second = int(asyncio.get_running_loop().time())
-        if second != self._second:
-            self._second = second
-            self._said.clear()
-        before = self._said[id]
-        self._said[id] = before + cost
-        if before <= self._rate < before + cost:
-            log.warning("a consumer asks for too much", credential=id, rate=self._rate)
+    async def _pass_later(self, seconds: float, subject: str, body: bytes, back: str) -> None:
+        await asyncio.sleep(seconds)
+        await self._pass(subject, body, back)
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _late(self, id: str, cost: int = 1) -> float | None:
+        """The seconds until its turn, none or less if it is now; None if it must not wait."""
+        now = asyncio.get_running_loop().time()
+        through = max(self._through.get(id, now), now) + cost / self._rate
+        late = through - now - _BURST_S
+        if late > _PATIENCE_S:
             self._flooded(id)
-        return before + cost > self._rate
+            return None
+        self._through[id] = through
+        return late
 
 
 def _inbox(id: str, reply: str) -> str | None:

@@ -122,7 +122,7 @@ async def opened(place: Place) -> AsyncIterator[Opened]:
         tenant = {ID: "main", OTHER: "other"}.get(id)
         return None if tenant is None else Known(id, tenant, subjects.events_of(tenant))
 
-    gate = Gate(feeds, look_up, 20_000, lambda id: None)
+    gate = Gate(feeds, feeds, look_up, 20_000, lambda id: None)
     await feeds.subscribe(permissions.AUTHORISE, answer, queue=permissions.GATE)
     await feeds.subscribe(f"{permissions.SAID}.>", gate.hear, queue=permissions.GATE)
     await asyncio.sleep(0.5)  # all nodes know of it

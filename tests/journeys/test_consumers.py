@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import nats
 import pytest
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.client import JetStreamContext
@@ -43,8 +44,8 @@ def history(system: System, other: str) -> None:
         system.sync(system.folder(file=str(number)), system.place())
     for number in range(2):
         body = {"id": f"foreign-{number}", "name": "x", "kind": "files", "config": {}}
-        body["config"] = {"sourceDirectory": str(system.roots), "targetDirectory": str(system.place())}
-        system.call("POST", "/api/sync/integrations", body, token=other)
+        body["config"] = {"sourceDirectory": str(system.folder(file="x")), "targetDirectory": str(system.place())}
+        system.ok("POST", "/api/sync/integrations", body, token=other)
 
 
 def issued(system: System, token: str = ADMIN, **more: Any) -> dict[str, Any]:
@@ -60,12 +61,14 @@ class Consumer:
         self.id = str(made["user"])
         self.stream: JetStreamContext = client.jetstream(domain=made["domain"], timeout=5)
 
-    async def read(self, many: int, **config: Any) -> list[tuple[int, str, bytes]]:
+    async def read(self, many: int, batch: int = 100, **config: Any) -> list[tuple[int, str, bytes]]:
         """Position, subject and data of so many events, by a consumer made for that."""
         wanted = ConsumerConfig(ack_policy=AckPolicy.NONE, **config)
         made = await self.stream.add_consumer("EVENTS", wanted)
         reading = await self.stream.pull_subscribe_bind(made.name, "EVENTS")
-        found = [one for _ in range(many) for one in await reading.fetch(1, timeout=10)]
+        found = list[Msg]()
+        while len(found) < many:
+            found += await reading.fetch(min(many - len(found), batch), timeout=10)
         await reading.unsubscribe()
         await self.stream.delete_consumer("EVENTS", made.name)
         return [(one.metadata.sequence.stream, one.subject, one.data) for one in found]
@@ -410,6 +413,16 @@ async def test_what_is_over_ends(system: System) -> None:
         async with asyncio.timeout(30):
             await consumer.closed.wait()
     assert not await is_let_in(made)
+
+
+async def test_whoever_asks_for_one_thing_after_the_other_is_never_sent_away(system: System) -> None:
+    """However fast it is: what it may not have now, it waits for."""
+    async with connected(issued(system)) as consumer:
+        async with asyncio.timeout(60):
+            for _ in range(60):
+                answers = [consumer.ask("INFO") for _ in range(50)]
+                assert not any("error" in one for one in await asyncio.gather(*answers))
+        assert not consumer.closed.is_set()
 
 
 async def test_whoever_asks_too_much_is_sent_away(system: System) -> None:
