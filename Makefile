@@ -16,7 +16,7 @@ up: env ## start everything: Postgres, NATS, gateway, core, workers (ARGS="--por
 	@exec $(RUN)/undrift up $(ARGS)
 
 test: env ## run the tests against real Postgres and NATS
-	$(RUN)/python -m pytest -n 3 --dist loadfile $(ARGS)
+	$(RUN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: env ## ruff, mypy --strict, import-linter, compose schema
 	$(RUN)/ruff check .

@@ -34,7 +34,11 @@ class CannotRun(Exception):
 
 @dataclass(frozen=True)
 class Program:
-    """A process to keep: those of the lowest `stage` are asked to end first, by `farewell`, the next when they have."""
+    """A process to keep: those of the lowest `stage` are asked to end first, by `farewell`, the next when they have.
+
+    One whose farewell is not SIGTERM has something of its own to end. It starts with that signal blocked, so that none
+    comes before it can be heard, and is started for it where it is not there.
+    """
 
     name: str
     arguments: Sequence[str]
@@ -76,6 +80,10 @@ class _Running:
     def pid(self) -> int | None:
         return self.process.pid if self.process else None
 
+    @property
+    def _says_farewell(self) -> bool:
+        return self.program.farewell != signal.SIGTERM
+
     def spawn(self, environment: Mapping[str, str], now: float) -> None:
         pipe, theirs = os.pipe()
         try:
@@ -85,7 +93,7 @@ class _Running:
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs,),
                 start_new_session=True,
-                preexec_fn=processes.follow_parent(signal.SIGKILL),
+                preexec_fn=self._prepare(processes.follow_parent(signal.SIGKILL)),
             )
         except BaseException:
             os.close(pipe)
@@ -97,6 +105,20 @@ class _Running:
         self.since = self.heard = now
         self.served = None
         self.spoke = self.ready = False
+
+    def _prepare(self, follow: Callable[[], None]) -> Callable[[], None]:
+        def prepare() -> None:
+            follow()
+            if self._says_farewell:
+                signal.pthread_sigmask(signal.SIG_BLOCK, {self.program.farewell})
+
+        return prepare
+
+    def say_farewell(self, environment: Mapping[str, str], had_run: bool) -> None:
+        is_there = self.process is not None and self.ended() is None
+        if not is_there and self._says_farewell and had_run:
+            self.spawn(environment, time.monotonic())
+        self.signal(self.program.farewell)
 
     def listen(self, now: float) -> bool:
         """Take in what it said; whether it has become ready by that."""
@@ -308,7 +330,7 @@ class Supervisor:
         for left, stage in zip(range(len(stages) - 1, -1, -1), stages, strict=True):
             members = [each for each in self._running if each.program.stage == stage]
             for each in members:
-                each.signal(each.program.farewell)
+                each.say_farewell(self._environment, had_run=self._was_ready and self._asked == 1)
             self._await(members, begun + (0.8 - 0.2 * left) * self._settings.stop_s)
         for each in self._running:
             each.signal(signal.SIGKILL)

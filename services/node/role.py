@@ -37,8 +37,10 @@ class Lost(Exception):
 
 
 def hear_farewell() -> None:
-    """Before there is an event loop: whoever is told to end while starting has servers of another to end."""
+    """Before there is an event loop: whoever is told to end while starting has servers of another to end. Until now
+    the signal was blocked, and waits if it has come."""
     signal.signal(FAREWELL, lambda *_: _farewell.set())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {FAREWELL})
 
 
 async def run(process: Process) -> None:

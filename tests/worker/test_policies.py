@@ -377,7 +377,13 @@ async def test_an_attempt_that_takes_too_long_is_cut_off_and_tried_again(plant: 
 @pytest.mark.parametrize("limit", [1, 2])
 async def test_so_many_run_at_a_time_of_all_workers(database: str, tmp_path: Path, remote: Remote, limit: int) -> None:
     async with open_plant(database, tmp_path, remote, workers=2, policies__concurrency=limit) as plant:
+        remote.free.clear()
         queued = [await plant.queue(await plant.integration(QUICK)) for _ in range(6)]
+        async with asyncio.timeout(30):
+            while remote.busy < limit:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.3)  # whoever else there may be has come by now
+        remote.free.set()
         for job in queued:
             await plant.once(job, "completed")
         assert remote.most == limit
