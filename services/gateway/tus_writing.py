@@ -118,7 +118,7 @@ class _Writer:
         self._part: Part | None = None  # None where the chunk is not ours to write
         self._mine: dict[int, bool] = {}
         self._given: deque[_Chunk] = deque()
-        self._noted_at = asyncio.get_running_loop().time()
+        self._noted, self._noted_at = found.offset, asyncio.get_running_loop().time()
         self.left = found.opened.size - found.offset
 
     async def begin(self) -> None:
@@ -177,7 +177,8 @@ class _Writer:
 
     @property
     def is_due(self) -> bool:
-        return asyncio.get_running_loop().time() - self._noted_at > _NOTE_S
+        late = asyncio.get_running_loop().time() - self._noted_at > _NOTE_S
+        return late and self._noted < self._found.opened.size - self.left
 
     async def note(self) -> None:
         """What is in the file by now counts from now on."""
@@ -200,9 +201,9 @@ class _Writer:
             f" where id = $1 and {SOON}",
             self._found.id,
             *([one[at] for one in noted] for at in range(3)),
-            min(opened.size, index * opened.chunk_size + came),
+            position := min(opened.size, index * opened.chunk_size + came),
         )
-        self._noted_at = asyncio.get_running_loop().time()
+        self._noted, self._noted_at = position, asyncio.get_running_loop().time()
 
 
 def _nothing() -> None:
@@ -227,14 +228,12 @@ async def _pour(writer: _Writer, intake: Intake, leave: asyncio.Event, checksum:
 
 
 async def _take_all(writer: _Writer, intake: Intake, hasher: Any) -> None:
-    quiet_s: float | None = None
-    while (piece := await intake.next(quiet_s)) is not None:
+    while (piece := await intake.next(_NOTE_S)) is not None:
         if len(piece.data) > writer.left:
             raise errors.TooLarge("The body has more bytes than the upload has left")
         await writer.take(piece, hasher)
-        if hasher is None and (writer.is_due or not piece.data):
+        if hasher is None and writer.is_due:
             await writer.note()
-        quiet_s = _NOTE_S if piece.data else None
 
 
 async def _note_rest(writer: _Writer, intake: Intake) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import select
 import socket
 from base64 import b64encode
 from io import BytesIO
@@ -72,6 +73,11 @@ def broken(device: Device, where: str, at: int, sent: bytes, length: int, **head
     wire = socket.create_connection((address.hostname, address.port))
     wire.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + sent)
     return wire
+
+
+def is_open(wire: socket.socket) -> bool:
+    """Nothing was answered, and nothing ended it."""
+    return not select.select([wire], [], [], 0)[0]
 
 
 # The published client.
@@ -314,6 +320,7 @@ def test_what_came_before_a_connection_broke_counts(laptop: Device, came: int) -
     where = opened(laptop, f"broken/{came}", len(data))
     wire = broken(laptop, where, 0, data[:came], len(data))
     assert until(lambda: offset(laptop, where) == came), offset(laptop, where)
+    assert is_open(wire)
     wire.close()
     assert patch(laptop, where, came, data[came:]).status == 204
     assert laptop.download(f"broken/{came}").body == data
@@ -352,6 +359,7 @@ def test_whoever_comes_back_need_not_wait_for_a_dead_connection(laptop: Device) 
     where = opened(laptop, "stuck", 1000)
     wire = broken(laptop, where, 0, b"x" * 300, 1000)
     assert until(lambda: offset(laptop, where) == 300)
+    assert is_open(wire)
     assert patch(laptop, where, 300, b"y" * 700).status == 204
     wire.close()
     assert laptop.download("stuck").body == b"x" * 300 + b"y" * 700
