@@ -208,15 +208,18 @@ class Socket:
                 pass
 
     async def _authenticate(self, token: Any) -> None:
+        """From the moment on in which it is let in it hears all, the status first."""
+        self._status = None
+        state = await self._hub.state(self._uuid)
+        power = self._status or state.power
         try:
-            claims = self._hub.admit(token, self._uuid)
+            self.claims = self._hub.admit(token, self._uuid)
         except Denied as denied:
             self.say("jwt error", str(denied))
             return
-        self.claims = claims
-        self.say("auth success")
         self._status = None
-        self.status((await self._hub.state(self._uuid)).power)
+        self.say("auth success")
+        self.status(power)
         self._renewed.set()
 
     async def _set_state(self, action: Any) -> None:
