@@ -8,6 +8,7 @@ import hmac
 import time
 from collections.abc import Iterable
 
+import msgspec
 import structlog
 from nats.aio.msg import Msg
 
@@ -24,6 +25,8 @@ log = structlog.get_logger("consumers")
 
 #: For so long a credential that was looked up is believed; what is revoked is forgotten at once.
 _FRESH_S = 5.0
+#: What stands in line for longer, as behind a flood, is given up with the connection it stands in; it is asked again.
+_BEHIND_S = 1.0
 #: Connections that are looked at at a time; the others wait.
 _AT_ONCE = 32
 
@@ -205,5 +208,6 @@ async def run(process: Process) -> None:
     if not settings.issuer:
         await asyncio.Event().wait()
     name = f"{process.name} {permissions.GATE}"
-    bus, ours = (Bus(settings.url, settings, name=name, user=permissions.GATE) for _ in range(2))
+    quick = msgspec.structs.replace(settings, ping_s=min(settings.ping_s, _BEHIND_S))
+    bus, ours = (Bus(settings.url, one, name=name, user=permissions.GATE) for one in (quick, settings))
     await Consumers(process, bus, ours).run()
