@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import heapq
 import itertools
+from collections.abc import Callable
 
 import structlog
 from msgspec import Struct
 
+from domain import messages
 from infra import config
 from infra.bus import Bus
 from infra.db import CONNECTION_LOST
@@ -110,6 +112,16 @@ class Tail:
         self._subscriptions.add(subscription)
         self._catch_up()
         return subscription
+
+    async def follow(self, hear: Callable[[messages.Recorded], object], contexts: Contexts) -> None:
+        """Tells of every event of some contexts from now on. Serves until cancelled."""
+        subscription = self.subscribe(self.position, contexts=contexts)
+        try:
+            async for page in subscription:
+                for recorded in page:
+                    hear(recorded)
+        finally:
+            subscription.close()
 
     def forget(self, subscription: Subscription) -> None:
         self._subscriptions.discard(subscription)

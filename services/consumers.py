@@ -12,7 +12,7 @@ import msgspec
 import structlog
 from nats.aio.msg import Msg
 
-from domain import consumers
+from domain import consumers, messages
 from infra import callout, outside, permissions, subjects
 from infra.bus import Bus
 from projections import consumers as consumers_read
@@ -57,7 +57,7 @@ class Consumers:
         await self._bus.subscribe(f"{permissions.SAID}.>", self._gate.hear, queue=permissions.GATE)
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._follow())
+                group.create_task(self._process.tail.follow(self._hear, frozenset({consumers.STREAM})))
                 group.create_task(self._sweep())
         finally:
             self._gate.close()
@@ -135,17 +135,11 @@ class Consumers:
         """Those that asked for too much a moment ago."""
         return {id for id, until in self._flooding.items() if until > time.monotonic()}
 
-    async def _follow(self) -> None:
-        subscription = self._process.tail.subscribe(self._process.tail.position, contexts=frozenset({consumers.STREAM}))
-        try:
-            async for page in subscription:
-                for recorded in page:
-                    if isinstance(recorded.event, consumers.Revoked):
-                        self._known.pop(recorded.id, None)
-                        self._revoked.add(recorded.id)
-                        self._look.set()
-        finally:
-            subscription.close()
+    def _hear(self, recorded: messages.Recorded) -> None:
+        if isinstance(recorded.event, consumers.Revoked):
+            self._known.pop(recorded.id, None)
+            self._revoked.add(recorded.id)
+            self._look.set()
 
     async def _sweep(self) -> None:
         """Looks who is here, as soon as somebody may have to go and every now and then."""

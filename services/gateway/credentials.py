@@ -47,14 +47,12 @@ async def look_up(database: Database, token_sha256: str) -> Principal | None:
 async def watch(tail: Tail, authenticator: Authenticator, streams: Streams) -> None:
     """What was revoked opens nothing from the moment its event is read, in this process and every other, and what it
     had opened ends. Serves until cancelled."""
-    subscription = tail.subscribe(tail.position, contexts=_CONTEXTS)
-    try:
-        async for page in subscription:
-            for recorded in page:
-                for credential in revoke(recorded, authenticator):
-                    streams.revoke(credential)
-    finally:
-        subscription.close()
+
+    def hear(recorded: messages.Recorded) -> None:
+        for credential in revoke(recorded, authenticator):
+            streams.revoke(credential)
+
+    await tail.follow(hear, _CONTEXTS)
 
 
 def revoke(recorded: messages.Recorded, authenticator: Authenticator) -> list[str]:

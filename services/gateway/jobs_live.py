@@ -158,20 +158,12 @@ class JobFeed:
     async def run(self) -> None:
         """Serves until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._hear())
+            group.create_task(self._tail.follow(self._hear, frozenset({jobs.STREAM})))
             group.create_task(self._look())
 
-    async def _hear(self) -> None:
-        subscription = self._tail.subscribe(self._tail.position, contexts=frozenset({jobs.STREAM}))
-        try:
-            async for page in subscription:
-                for recorded in page:
-                    if (watched := self._watched.get(recorded.stream)) is not None:
-                        self._take(watched, recorded)
-        finally:
-            subscription.close()
-
-    def _take(self, watched: Watched, recorded: messages.Recorded) -> None:
+    def _hear(self, recorded: messages.Recorded) -> None:
+        if (watched := self._watched.get(recorded.stream)) is None:
+            return
         try:
             watched.hear(recorded)
             self._wake.set()

@@ -203,16 +203,7 @@ class Hub:
         """Serves until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._keep_listening())
-            group.create_task(self._follow())
-
-    async def _follow(self) -> None:
-        subscription = self._tail.subscribe(self._tail.position, contexts=frozenset({servers.STREAM}))
-        try:
-            async for page in subscription:
-                for recorded in page:
-                    self._hear(recorded)
-        finally:
-            subscription.close()
+            group.create_task(self._tail.follow(self._hear, frozenset({servers.STREAM})))
 
     def _hear(self, recorded: messages.Recorded) -> None:
         uuid, event, at = recorded.id, recorded.event, recorded.recorded_at.timestamp()

@@ -27,13 +27,7 @@ class Waits:
 
     async def run(self) -> None:
         """Serves until cancelled."""
-        subscription = self._tail.subscribe(self._tail.position, contexts=frozenset({jobs.STREAM}))
-        try:
-            async for events in subscription:
-                for recorded in events:
-                    self._settle(recorded)
-        finally:
-            subscription.close()
+        await self._tail.follow(self._settle, frozenset({jobs.STREAM}))
 
     def _settle(self, recorded: messages.Recorded) -> None:
         if recorded.stream in self._waiting and isinstance(recorded.event, Rested):

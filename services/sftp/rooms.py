@@ -202,13 +202,7 @@ class Hub:
 
     async def run(self) -> None:
         """Serves until cancelled."""
-        subscription = self._tail.subscribe(self._tail.position, contexts=frozenset({servers.STREAM}))
-        try:
-            async for page in subscription:
-                for recorded in page:
-                    self._hear(recorded)
-        finally:
-            subscription.close()
+        await self._tail.follow(self._hear, frozenset({servers.STREAM}))
 
     def _hear(self, recorded: messages.Recorded) -> None:
         uuid, event = recorded.id, recorded.event

@@ -58,7 +58,7 @@ class Worker:
         try:
             async with asyncio.TaskGroup() as group:
                 self._tidying = group
-                group.create_task(self._listen())
+                group.create_task(self._process.tail.follow(self._hear, _HEARD))
                 group.create_task(self._beat())
                 group.create_task(self._look())
         finally:
@@ -75,15 +75,6 @@ class Worker:
             for task in late:
                 task.cancel()
             await asyncio.gather(*(task for _, _, task in held), return_exceptions=True)
-
-    async def _listen(self) -> None:
-        subscription = self._process.tail.subscribe(self._process.tail.position, contexts=_HEARD)
-        try:
-            async for page in subscription:
-                for recorded in page:
-                    self._hear(recorded)
-        finally:
-            subscription.close()
 
     def _hear(self, recorded: messages.Recorded) -> None:
         match recorded.event:
