@@ -273,7 +273,7 @@ async def test_a_job_that_rests_is_stopped_and_stays_so(plant: Plant) -> None:
 
 async def test_the_breaker_opens_and_one_run_closes_it(plant: Plant) -> None:
     plant.remote.always = 503
-    policy = Policy(attempts=1, breaker_failures=3, breaker_pause=1_500)
+    policy = Policy(attempts=1, breaker_failures=3, breaker_pause=700)
     id = await plant.integration(policy, interval=1)
 
     async def opened() -> bool:
@@ -295,7 +295,7 @@ async def test_the_breaker_opens_and_one_run_closes_it(plant: Plant) -> None:
         elif isinstance(one.event, jobs.Failed):
             failed.append(one.recorded_at)
     for number in range(3, len(failed) + 1):  # the third failure opens it, each further one for twice as long
-        pause = timedelta(milliseconds=1_500 * 2 ** (number - 3))
+        pause = timedelta(milliseconds=700 * 2 ** (number - 3))
         assert all(not failed[number - 1] < at < failed[number - 1] + pause for at in began)
 
 
