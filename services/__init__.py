@@ -1,0 +1,5 @@
+"""Processes, and what they do."""
+
+from infra import lean
+
+lean.begin()  # before anybody loads anything

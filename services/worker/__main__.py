@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 
 from domain import jobs
-from infra.panel import Panel
 from services import main
 from services.main import Process, Role
 from services.worker import asks, sweep
@@ -28,8 +27,11 @@ def roles(arguments: argparse.Namespace) -> Mapping[str, Role]:
         await children.warm(1)
         try:
             async with asks.answering(process, children), AsyncExitStack() as stack:
-                there = process.settings.panel
-                panel = await stack.enter_async_context(Panel(there)) if there.url else None
+                panel = None
+                if process.settings.panel.url:
+                    from infra.panel import Panel  # few workers have one, and its library is large
+
+                    panel = await stack.enter_async_context(Panel(process.settings.panel))
                 await Worker(process, lanes, children, panel).serve()
         finally:
             await children.close()

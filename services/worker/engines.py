@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import Struct
@@ -18,7 +19,6 @@ from domain.plans import files as plan
 from domain.plans import reverts, servers
 from infra.config import Settings
 from infra.leases import Lease
-from infra.panel import Panel
 from services import roots
 from services.asks import Ask
 from services.main import Process
@@ -29,6 +29,9 @@ from services.worker.files_context import Context as FilesContext
 from services.worker.files_context import Progress
 from services.worker.reverting import Reverting
 from services.worker.servers import Syncing
+
+if TYPE_CHECKING:
+    from infra.panel import Panel
 
 
 class Work(Struct, frozen=True):

@@ -11,12 +11,16 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequen
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
-from typing import Any, NamedTuple
-
-import aiohttp
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from domain.plans import network
+from infra import lean
 from services.worker.collecting import Stopped
+
+if TYPE_CHECKING:
+    import aiohttp
+else:
+    aiohttp = lean.later("aiohttp")
 
 _HEADERS = {"User-Agent": "QMail-Client/1.0", "Accept": "*/*", "Accept-Encoding": "identity"}
 _CHUNK = 64 * 1024

@@ -8,13 +8,17 @@ import socket
 import ssl
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
-import aiohttp
-from yarl import URL
-
 from domain import errors
+from infra import lean
+
+if TYPE_CHECKING:
+    import aiohttp
+    import yarl
+else:
+    aiohttp, yarl = lean.later("aiohttp"), lean.later("yarl")
 
 USER_AGENT = "Undrift"
 _HOPS = 5
@@ -152,7 +156,7 @@ def seconds(text: str | None) -> float | None:
 
 def _joined(url: str, where: str) -> str:
     try:
-        return str(URL(url).join(URL(where)))
+        return str(yarl.URL(url).join(yarl.URL(where)))
     except ValueError:
         return ""
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -15,10 +16,12 @@ from infra.db import CONNECTION_LOST
 from infra.eventstore.recorder import Claimed
 from infra.eventstore.store import Done
 from infra.leases import Lease
-from infra.panel import Panel
 from services.main import Process
 from services.worker import engines, policies, run
 from services.worker.children import Children
+
+if TYPE_CHECKING:
+    from infra.panel import Panel
 
 log = structlog.get_logger("worker")
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from datetime import UTC, datetime
-from typing import TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
 
 import structlog
 from msgspec import Raw
@@ -16,10 +16,12 @@ from domain import errors, jobs, messages
 from infra import traces
 from infra.db import CONNECTION_LOST
 from infra.leases import Lease
-from infra.panel import Panel
 from services.main import Process
 from services.worker import child, engines, pace, policies, progress
 from services.worker.children import Child, Children, Died
+
+if TYPE_CHECKING:
+    from infra.panel import Panel
 
 log = structlog.get_logger("worker")
 

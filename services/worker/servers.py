@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
@@ -17,11 +18,13 @@ from domain import errors, jobs, messages, server_config, servers, tenants
 from domain.plans import servers as plan
 from domain.server_config import Configuration
 from infra.eventstore.store import Decided, Loaded
-from infra.panel import Panel
 from infra.vault import Vault
 from projections import servers as servers_read
 from services.worker import child
 from services.worker.appending import Appending, off_the_loop
+
+if TYPE_CHECKING:
+    from infra.panel import Panel
 
 log = structlog.get_logger("worker")
 
