@@ -346,7 +346,7 @@ async def test_what_it_leaves_behind_ends_with_it(ours: House) -> None:
 
 
 async def test_whoever_was_just_killed_can_be_removed(house: House) -> None:
-    server = await house.start("cat")
+    server = await house.start("exec cat")  # a shell that may not fork any more ends by itself, with a code of its own
     await server.running.kill()
     await house.runtime.remove("one")
     assert not house.record("one").exists()
