@@ -73,7 +73,7 @@ class Socket:
         self._renewed = asyncio.Event()
         self._heard: deque[float] = deque()
         self._throttled = False
-        self._status: servers.Power | None = None
+        self._power: servers.Power | None = None
 
     def say(self, event: str, *args: Any) -> None:
         """To whoever has shown a token that is still good, and anything about tokens to everybody."""
@@ -86,8 +86,8 @@ class Socket:
 
     def status(self, power: servers.Power) -> None:
         """Once for each, however often it is recorded."""
-        if power != self._status:
-            self._status = power
+        if power != self._power:
+            self._power = power
             self.say("status", power)
 
     def pass_on(self, event: str, text: str) -> None:
@@ -105,7 +105,8 @@ class Socket:
             self._ending.set_result(why)
 
     async def serve(self, state: servers.Server) -> None:
-        """Until either side ends it."""
+        """Until either side ends it. What was heard since it came is newer than the state that was read then."""
+        self._power = self._power or state.power
         if state.configuration is None or state.deleted:
             self.cut(Cut(1000, "deleted"))
         elif state.configuration.suspended:
@@ -187,7 +188,7 @@ class Socket:
     async def _heed(self, said: Said) -> None:
         args = said.args or []
         if said.event == "auth":
-            await self._authenticate(args[0] if args else "")
+            self._authenticate(args[0] if args else "")
             return
         if self.claims is None:
             self.say("jwt error", "jwt: no token, or it has expired")
@@ -207,19 +208,15 @@ class Socket:
             case _:  # what nobody knows
                 pass
 
-    async def _authenticate(self, token: Any) -> None:
+    def _authenticate(self, token: Any) -> None:
         """From the moment on in which it is let in it hears all, the status first."""
-        self._status = None
-        state = await self._hub.state(self._uuid)
-        power = self._status or state.power
         try:
             self.claims = self._hub.admit(token, self._uuid)
         except Denied as denied:
             self.say("jwt error", str(denied))
             return
-        self._status = None
         self.say("auth success")
-        self.status(power)
+        self.say("status", self._power)
         self._renewed.set()
 
     async def _set_state(self, action: Any) -> None:
