@@ -117,7 +117,8 @@ class _Running:
     def say_farewell(self, environment: Mapping[str, str], had_run: bool) -> None:
         is_there = self.process is not None and self.ended() is None
         if not is_there and self._says_farewell and had_run:
-            self.spawn(environment, time.monotonic())
+            with contextlib.suppress(OSError, subprocess.SubprocessError):  # then the next `up` ends what it left
+                self.spawn(environment, time.monotonic())
         self.signal(self.program.farewell)
 
     def listen(self, now: float) -> bool:
