@@ -3,6 +3,7 @@ each process more than ten megabytes, and a third of the time it takes to begin.
 
 from __future__ import annotations
 
+import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
@@ -41,11 +42,15 @@ def without(*names: str) -> Iterator[None]:
         sys.meta_path.remove(absent)
 
 
-class _Loader:
+class _Loader(importlib.abc.Loader):
     """Another's, without what its library does not need."""
 
     def __init__(self, loader: Any, unused: Sequence[str]) -> None:
         self._loader, self._unused = loader, unused
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        made: ModuleType | None = self._loader.create_module(spec)
+        return made
 
     def exec_module(self, module: ModuleType) -> None:
         with without(*self._unused):
@@ -63,7 +68,7 @@ class _Lean:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is not None:
-            spec.loader = _Loader(spec.loader, _UNUSED[fullname])  # type: ignore[assignment]
+            spec.loader = _Loader(spec.loader, _UNUSED[fullname])
         return spec
 
 

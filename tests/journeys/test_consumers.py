@@ -480,7 +480,7 @@ async def test_the_published_client_for_node_replays_and_is_refused_the_rest(
     middle = events[len(events) // 2]["position"]
     script = Path(__file__).parents[1] / "doubles" / "consumer.mjs"
     command: list[str | Path] = [node, script, PACKAGES, file, str(middle), "2020-01-01T00:00:00Z", str(len(events))]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    ran = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=120)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     found = json.loads(ran.stdout)
     assert [[one["position"], one["type"]] for one in events] == [[seq, type] for seq, _, type in found["whole"]]
