@@ -228,7 +228,7 @@ def _dump(database_url: str) -> Iterator[None]:
 def _visibility(ready: dict[str, Any], seconds: float, rate: float) -> dict[str, Any]:
     """From a command's answer to the read models' having passed its position, at half load."""
     delays = uvloop.run(_delays(ready, seconds, rate))
-    quantiles = statistics.quantiles(delays, n=100)
+    quantiles = statistics.quantiles(delays, n=100, method="inclusive")
     return {
         "what": "command answered -> visible, at half load",
         "ours_per_s": round(len(delays) / seconds, 1),

@@ -104,7 +104,7 @@ async def measure(
     async with asyncio.timeout(seconds + 30):
         await asyncio.gather(*(client.done for client in clients))
     elapsed = time.perf_counter() - started
-    quantiles = statistics.quantiles(latencies, n=100)
+    quantiles = statistics.quantiles(latencies, n=100, method="inclusive")
     failures = sum(client.failures for client in clients)
     return Load(len(latencies) / elapsed, quantiles[49] * 1000, quantiles[98] * 1000, failures)
 

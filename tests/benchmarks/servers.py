@@ -326,7 +326,7 @@ def suspensions(system: System, panel: str, uuids: list[str], quick: bool) -> li
 def _closed(what: str, found: list[float], must: str, aim: str) -> dict[str, Any]:
     """Before the 204 is before."""
     found = [max(one, 0.0) for one in found]
-    quantiles = statistics.quantiles(found, n=100)
+    quantiles = statistics.quantiles(found, n=100, method="inclusive")
     return {
         "section": SUSPENSIONS,
         "from the 204 to the last": what,

@@ -166,7 +166,7 @@ async def suspended(crowd: Crowd) -> float:
 def report(took: list[float], failed: int) -> None:
     if len(took) < 2:
         return
-    quantiles = statistics.quantiles(took, n=100)
+    quantiles = statistics.quantiles(took, n=100, method="inclusive")
     print(f"{2 * len(took)} toggles and {failed} that failed, {WEBSOCKETS} websockets, {TRANSFERS} SFTP sessions")
     print(f"from 204 to the last closed: p50 {quantiles[49]:.3f} s, p99 {quantiles[98]:.3f} s, most {max(took):.3f} s")
 
