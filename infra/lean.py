@@ -72,17 +72,16 @@ class _Lean:
         return spec
 
 
+class _Later(ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module(self.__name__), name)
+
+
 def later(name: str) -> ModuleType:
-    """A library that is loaded when something of it is used for the first time."""
-    if (loaded := sys.modules.get(name)) is not None:
-        return loaded
-    spec = importlib.util.find_spec(name)
-    if spec is None or spec.loader is None:
+    """A library that is loaded when something of it is used for the first time, by any thread."""
+    if importlib.util.find_spec(name) is None:
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-    spec.loader = importlib.util.LazyLoader(spec.loader)
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return _Later(name)
 
 
 def begin() -> None:
